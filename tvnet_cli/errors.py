@@ -1,0 +1,40 @@
+"""The errors a user can meet, all one line long: what, which file, what to do.
+
+TVNetError
+    VideoReadError       a video that cannot be read
+        FrameListError   decoded frames that differ from the packet scan; met and answered inside ``video``
+    WeightsError         weights or their card, missing or wrong
+    FeatureFileError     a feature file that is not ours, or was made in another way
+    DatasetError         a set of inputs that cannot be worked on
+    DeviceError          a device that was asked for and is not there
+"""
+
+from __future__ import annotations
+
+
+class TVNetError(Exception):
+    """Base of all errors that are the input's fault and not the program's."""
+
+
+class VideoReadError(TVNetError):
+    """A video that cannot be read; the message is the reason, without the file's name."""
+
+
+class FrameListError(VideoReadError):
+    """The decoder gave other frames than the packet scan promised."""
+
+
+class WeightsError(TVNetError):
+    """Weights or their card are missing, damaged or of another kind."""
+
+
+class FeatureFileError(TVNetError):
+    """A feature file that is not ours, or that another recipe made."""
+
+
+class DatasetError(TVNetError):
+    """A set of inputs that cannot be worked on."""
+
+
+class DeviceError(TVNetError):
+    """A device that was asked for and is not there."""

@@ -1,0 +1,210 @@
+"""The feature file: plain HDF5, one row a video, sorted by id, complete at every moment.
+
+While a run goes on, each finished video is a feature file of one row in the folder ``<output>.parts``, written
+under another name and renamed when it is whole. Packing joins all rows into a new file, which replaces the old one
+in one step. So whatever interrupts a run, the feature file opens, holds whole rows only, and no finished video
+is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tvnet_cli.errors import FeatureFileError
+
+FORMAT, FORMAT_VERSION = "tvnet-features", 1
+NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
+
+Recipe = dict[str, Any]
+
+# dataset: (description, unit)
+_DATASETS = {
+    "video_id": ("path relative to the folder given, or the name of a lone file", "text"),
+    "flow/global_pool": ("flow network, mean over clips, then L2 norm 1", "1"),
+    "flow/inception_5b_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
+    "flow/inception_5a_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
+    "flow/inception_4e_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
+    "rgb/global_pool": ("RGB network on each clip's middle frame, mean over clips, then L2 norm 1", "1"),
+    "frame_index": ("numbers of the frames used, among the decodable ones, by clip", "frames"),
+    "pts_seconds": ("times of the frames used, from the container; NaN where it has none", "seconds"),
+    "num_frames": ("decodable frames of the video", "frames"),
+    "padded": ("True if the video has fewer frames than a clip, whose last frame was then repeated", "1"),
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Where a finished row lies."""
+
+    path: Path
+    number: int
+
+
+class FeatureStore:
+    """A feature file that grows row by row.
+
+    Parameters
+    ----------
+    output : Path
+        The feature file.
+    recipe : dict
+        All that decides the values, ready for JSON. Kept in the file.
+    overwrite : bool
+        Do without the rows that are there; the old file stays until the first pack replaces it.
+
+    Raises
+    ------
+    FeatureFileError
+        If ``output`` is no feature file, or was made by another recipe.
+
+    Examples
+    --------
+    >>> with FeatureStore(Path("features.h5"), recipe) as store:       # doctest: +SKIP
+    ...     if "a.mp4" not in store:
+    ...         store.add("a.mp4", {"flow/global_pool": vector, "num_frames": 120})
+    """
+
+    def __init__(self, output: Path, recipe: Recipe, overwrite: bool = False) -> None:
+        self.output, self.recipe = output, recipe
+        self.parts = output.with_name(output.name + ".parts")
+        self._rows: dict[str, _Row] = {}
+        self._unpacked = False
+        if overwrite:
+            shutil.rmtree(self.parts, ignore_errors=True)
+        elif output.exists():
+            self._take_rows(output)
+        for part in sorted(self.parts.glob("*.h5")):
+            self._take_rows(part)
+            self._unpacked = True
+        self.parts.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is better known now
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.pack()
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, video_id: str, values: dict[str, ArrayLike]) -> None:
+        """Keep the finished row of one video.
+
+        Parameters
+        ----------
+        video_id : str
+        values : dict of dataset name to its value for this video
+        """
+        path = self.parts / f"{hashlib.sha256(video_id.encode()).hexdigest()[:32]}.h5"
+        with _replacing(path) as file:
+            _create(file, self.recipe, 1, {name: np.asarray(value) for name, value in values.items()})
+            file["video_id"][0] = video_id
+            for name, value in values.items():
+                file[name][0] = value
+        self._rows[video_id] = _Row(path, 0)
+        self._unpacked = True
+
+    def pack(self) -> None:
+        """Join all finished rows in the feature file, sorted by id."""
+        if self._unpacked:
+            self._join_rows()
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _join_rows(self) -> None:
+        with _replacing(self.output) as file:
+            for number, video_id in enumerate(sorted(self._rows)):
+                row = self._rows[video_id]
+                with h5py.File(row.path, "r") as source:
+                    names = [name for name in _DATASETS if name in source]
+                    if number == 0:
+                        samples = {name: source[name][row.number] for name in names if name != "video_id"}
+                        _create(file, self.recipe, len(self._rows), samples)
+                    for name in names:
+                        file[name][number] = source[name][row.number]
+        self._rows = {video_id: _Row(self.output, number) for number, video_id in enumerate(sorted(self._rows))}
+        self._unpacked = False
+
+    def _take_rows(self, path: Path) -> None:
+        ids, recipe = read_ids(path)
+        difference = _first_difference(recipe, self.recipe)
+        if difference:
+            raise FeatureFileError(
+                f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
+            )
+        self._rows.update({video_id: _Row(path, number) for number, video_id in enumerate(ids)})
+
+
+def read_ids(path: Path) -> tuple[list[str], Recipe]:
+    """The video ids of a feature file, in order, and its recipe.
+
+    Raises
+    ------
+    FeatureFileError
+        If the file is not a feature file of this format version.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features: choose another output")
+            if file.attrs["format_version"] != FORMAT_VERSION:
+                raise FeatureFileError(
+                    f"{path} has format version {file.attrs['format_version']}, this program knows {FORMAT_VERSION}"
+                )
+            return list(file["video_id"].asstr()[:]), json.loads(file.attrs["recipe"])
+    except (OSError, KeyError, ValueError) as error:
+        raise FeatureFileError(
+            f"{path} is not a readable feature file ({error}); move it away, or --overwrite"
+        ) from error
+
+
+def _create(file: h5py.File, recipe: Recipe, num_rows: int, samples: dict[str, NDArray[Any]]) -> None:
+    """Empty datasets for so many rows, each shaped like its sample."""
+    file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+    file.attrs["recipe"] = json.dumps(recipe)
+    file.create_dataset("video_id", (num_rows,), h5py.string_dtype("utf-8"))
+    for name, sample in samples.items():
+        file.create_dataset(name, (num_rows, *sample.shape), sample.dtype)
+    for name in ("video_id", *samples):
+        file[name].attrs["description"], file[name].attrs["unit"] = _DATASETS[name]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[h5py.File]:
+    """A new file that takes the place of ``path`` when it is whole and on the disk."""
+    new = path.with_name(path.name + ".new")
+    try:
+        with h5py.File(new, "w") as file:
+            yield file
+        with new.open("rb") as written:
+            os.fsync(written.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _first_difference(old: Any, new: Any, name: str = "") -> str:
+    """Name and values of the first entry that differs, or nothing."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in dict.fromkeys([*old, *new]) if key not in NOT_COMPARED]
+        differences = (_first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return next(filter(None, differences), "")
+    was, now = json.dumps(old), json.dumps(new)
+    return "" if was == now else f"{name} was {was}, now {now}"

@@ -1,0 +1,340 @@
+"""The operators of TV-L1 optical flow, in plain torch: the readable reference.
+
+Every operator is differentiable and takes any batch size. Inside the solver ``u`` is the flow, ``p`` its dual
+field, ``rho`` the residual of the linearised data term. Fields have two components (x then y) on axis 1, and
+the dual field is kept as two tensors, ``p_x`` and ``p_y``: what multiplies the x and the y derivative of both
+components.
+
+Sources: Fan et al., End-to-End Learning of Motion Representation for Video Understanding, CVPR 2018 (TVNet),
+and the code its authors published; Sanchez Perez, Meinhardt-Llopis, Facciolo, TV-L1 Optical Flow Estimation,
+IPOL 2013, doi:10.5201/ipol.2013.26.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tvnet_cli.options import Sampler
+
+EPSILON = 1e-12  # one constant of the authors' code, in squared intensity and in squared pixels
+
+# Gaussian of sigma 0.8, by squared distance from the centre, rounded as in the authors' code.
+_GAUSSIAN_TAPS = {0: 0.219833, 1: 0.110656, 2: 0.0557, 4: 0.01386, 5: 0.006976, 8: 0.000874}
+_GAUSSIAN_5X5 = [[_GAUSSIAN_TAPS[x * x + y * y] for x in range(-2, 3)] for y in range(-2, 3)]
+
+
+def grey(frames: Tensor) -> Tensor:
+    """Grey level of RGB frames, floored to whole levels.
+
+    Parameters
+    ----------
+    frames : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, float, 0..255
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W), whole numbers
+        ``floor(0.299 R + 0.587 G + 0.114 B)``. One channel counts as three equal ones. The gradient passes
+        straight through the floor, so frames can be trained; the authors' code stops it there.
+
+    Notes
+    -----
+    The authors list the weights blue first because their demo reads pictures as BGR. For whole-number colours
+    the sum of thousandths is exact in float32, which plain float weights are not.
+    """
+    level = frames
+    if frames.shape[1] == 3:
+        red, green, blue = frames.unbind(1)
+        level = ((299 * red + 587 * green + 114 * blue) / 1000).unsqueeze(1)
+    return level + (torch.floor(level) - level).detach()
+
+
+def stretch_range(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Map the joint range of each pair of frames to 0..255; a pair of one single level stays as it is.
+
+    Parameters
+    ----------
+    first, second : Tensor, (B, 1, H, W)
+
+    Returns
+    -------
+    (Tensor, Tensor), (B, 1, H, W), 0..255
+    """
+    lowest = torch.minimum(first.amin((1, 2, 3), True), second.amin((1, 2, 3), True))
+    highest = torch.maximum(first.amax((1, 2, 3), True), second.amax((1, 2, 3), True))
+    span = highest - lowest
+    flat = span <= 0
+    # The safe divisor comes before the choice: 0/0 in the branch not taken would still make NaN gradients.
+    safe_span = torch.where(flat, torch.ones_like(span), span)
+
+    def stretched(image: Tensor) -> Tensor:
+        return torch.where(flat, image, 255 * (image - lowest) / safe_span)
+
+    return stretched(first), stretched(second)
+
+
+def smooth(image: Tensor) -> Tensor:
+    """Gaussian of sigma 0.8 on 5 x 5 pixels.
+
+    Parameters
+    ----------
+    image : Tensor, (B, 1, H, W)
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W)
+        Zeros lie outside the picture, as in the authors' code: a 2-pixel rim darkens, alike in both frames.
+    """
+    kernel = torch.tensor(_GAUSSIAN_5X5, dtype=image.dtype, device=image.device)
+    return F.conv2d(image, kernel[None, None], padding=2)
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize with the corner pixels kept in the corners and no anti-alias filter.
+
+    Parameters
+    ----------
+    image : Tensor, (B, C, H, W)
+    size : (int, int)
+        Height, width.
+
+    Returns
+    -------
+    Tensor, (B, C, height, width)
+    """
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=True)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a flow field and its values: x by the width ratio, y by the height ratio.
+
+    Parameters
+    ----------
+    flow : Tensor, (B, 2, H, W), pixels of the old grid
+    size : (int, int)
+        Height, width.
+
+    Returns
+    -------
+    Tensor, (B, 2, height, width), pixels of the new grid
+        The ratio is that of the distances between corner pixels, which ``resize`` keeps in the corners.
+    """
+    height, width = flow.shape[-2:]
+    ratio = flow.new_tensor([(size[1] - 1) / (width - 1), (size[0] - 1) / (height - 1)])
+    return resize(flow, size) * ratio[:, None, None]
+
+
+def warp(image: Tensor, flow: Tensor, sampler: Sampler = "exact") -> Tensor:
+    """Read an image where the flow points (backward warp).
+
+    Pixel (x, y) of the result is ``image`` at ``(x + flow_x, y + flow_y)``, so the second frame, warped with
+    the flow first -> second, looks like the first.
+
+    Parameters
+    ----------
+    image : Tensor, (B, C, H, W), float, any intensity
+    flow : Tensor, (B, 2, H, W), float, pixels
+        x then y.
+    sampler : {"exact", "authors"}
+        ``exact``: true pixel units; outside, the border pixel is repeated. ``authors``: the arithmetic of the
+        authors' code, whose displacements are (W-1)/W of what they should be, which reads 0 left of and above
+        the picture, and extrapolates linearly right of and below it.
+
+    Returns
+    -------
+    Tensor, (B, C, H, W), float, unit of ``image``
+        Bilinear samples.
+
+    Raises
+    ------
+    ValueError
+        If batch, height or width differ, or if height or width is 1.
+
+    Examples
+    --------
+    >>> ramp = torch.arange(4.0).expand(1, 1, 2, 4)
+    >>> one_right = torch.zeros(1, 2, 2, 4)
+    >>> one_right[:, 0] = 1
+    >>> warp(ramp, one_right)[0, 0, 0].tolist()
+    [1.0, 2.0, 3.0, 3.0]
+    """
+    (batch, _, height, width), flow_shape = image.shape, tuple(flow.shape)
+    if flow_shape != (batch, 2, height, width) or min(height, width) < 2:
+        raise ValueError(
+            f"cannot warp an image {tuple(image.shape)} with a flow {flow_shape}: "
+            f"expected a flow ({batch}, 2, {height}, {width}) and at least 2 x 2 pixels"
+        )
+    x = _sample_positions(flow[:, 0], width, -1, sampler)
+    y = _sample_positions(flow[:, 1], height, -2, sampler)
+    return _bilinear(image, x, y)
+
+
+def _sample_positions(displacement: Tensor, length: int, axis: int, sampler: Sampler) -> Tensor:
+    """Where to read along one axis, in pixels: (B, H, W)."""
+    shape = [1, 1, 1]
+    shape[axis] = length
+    if sampler == "exact":
+        pixels = torch.arange(length, dtype=displacement.dtype, device=displacement.device)
+        return (pixels.view(shape) + displacement).clamp(0, length - 1)
+    # The order of these operations is the authors', to the last rounding: a position of -1e-9 is outside and
+    # reads 0, while -1 + -1e-9 is still -1 in float32 and reads the first pixel.
+    grid = torch.linspace(-1, 1, length, dtype=displacement.dtype, device=displacement.device)
+    return (grid.view(shape) + displacement / length * 2 + 1) * (length - 1) / 2
+
+
+def _bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear samples; corner indices are clipped and weights are not, which extrapolates outside."""
+    batch, channels, height, width = image.shape
+    x0 = x.detach().floor().clamp(-1, width).long()
+    y0 = y.detach().floor().clamp(-1, height).long()
+    x0, x1 = x0.clamp(0, width - 2), (x0 + 1).clamp(0, width - 1)
+    y0, y1 = y0.clamp(0, height - 2), (y0 + 1).clamp(0, height - 1)
+    pixels = image.reshape(batch, channels, height * width)
+
+    def read(row: Tensor, column: Tensor) -> Tensor:
+        index = (row * width + column).reshape(batch, 1, -1).expand(-1, channels, -1)
+        return pixels.gather(2, index).reshape(image.shape)
+
+    right, left = (x - x0).unsqueeze(1), (x1 - x).unsqueeze(1)
+    below, above = (y - y0).unsqueeze(1), (y1 - y).unsqueeze(1)
+    top = above * (left * read(y0, x0) + right * read(y0, x1))
+    return top + below * (left * read(y1, x0) + right * read(y1, x1))
+
+
+def centered_gradient(image: Tensor) -> Tensor:
+    """Centred differences of an image; at the border half of the one-sided difference, as in the authors' code.
+
+    Parameters
+    ----------
+    image : Tensor, (B, 1, H, W)
+
+    Returns
+    -------
+    Tensor, (B, 2, H, W), intensity per pixel
+        x derivative, y derivative.
+    """
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    along_x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    along_y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    return torch.cat((along_x, along_y), 1) / 2
+
+
+def forward_gradient(u: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward differences of both components by two-tap kernels; 0 in the last column (x) and the last row (y).
+
+    Parameters
+    ----------
+    u : Tensor, (B, 2, H, W)
+    kernels : Tensor, (2 components, 2 axes, 2 taps)
+        ``(-1, 1)`` everywhere is the plain difference.
+
+    Returns
+    -------
+    (Tensor, Tensor), (B, 2, H, W) each
+        x derivatives, y derivatives.
+    """
+    taps = kernels[..., None, None]  # (2, 2, 2, 1, 1): component, axis, tap
+    u_x = torch.addcmul(taps[:, 0, 0] * u[..., :-1], taps[:, 0, 1], u[..., 1:])
+    u_y = torch.addcmul(taps[:, 1, 0] * u[..., :-1, :], taps[:, 1, 1], u[..., 1:, :])
+    return F.pad(u_x, (0, 1)), F.pad(u_y, (0, 0, 0, 1))
+
+
+def divergence(p_x: Tensor, p_y: Tensor, kernels: Tensor) -> Tensor:
+    """Backward differences of a dual field by two-tap kernels, summed over the axes.
+
+    With kernels ``(-1, 1)`` it is the negative adjoint of ``forward_gradient``: zeros lie left of and above the
+    field, and its last column (x part) and last row (y part) count as 0.
+
+    Parameters
+    ----------
+    p_x, p_y : Tensor, (B, 2, H, W)
+    kernels : Tensor, (2 components, 2 axes, 2 taps)
+
+    Returns
+    -------
+    Tensor, (B, 2, H, W)
+    """
+    taps = kernels[..., None, None]
+    q_x = F.pad(p_x[..., :-1], (1, 1))
+    q_y = F.pad(p_y[..., :-1, :], (0, 0, 1, 1))
+    along_x = torch.addcmul(taps[:, 0, 0] * q_x[..., :-1], taps[:, 0, 1], q_x[..., 1:])
+    along_y = torch.addcmul(taps[:, 1, 0] * q_y[..., :-1, :], taps[:, 1, 1], q_y[..., 1:, :])
+    return along_x + along_y
+
+
+def inverse_squared_gradient(gradient: Tensor) -> Tensor:
+    """``1 / |gradient|^2`` with 0 where the image is flat, so that the data term does nothing there.
+
+    Parameters
+    ----------
+    gradient : Tensor, (B, 2, H, W)
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W)
+    """
+    squared = (gradient * gradient).sum(1, keepdim=True) + EPSILON
+    flat = squared <= EPSILON
+    return torch.where(flat, torch.zeros_like(squared), 1 / squared)
+
+
+def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor, limit: float) -> Tensor:
+    """Minimise the linearised data term near ``u``: the thresholding step.
+
+    Parameters
+    ----------
+    u : Tensor, (B, 2, H, W)
+    gradient : Tensor, (B, 2, H, W)
+        Of the warped second frame.
+    inverse : Tensor, (B, 1, H, W)
+        ``inverse_squared_gradient(gradient)``.
+    rho_constant : Tensor, (B, 1, H, W)
+        The residual ``rho`` less its part linear in ``u``.
+    limit : float
+        ``lambda_ * theta``.
+
+    Returns
+    -------
+    Tensor, (B, 2, H, W)
+        The auxiliary field v. The three cases of the paper's Eq. (3) are one clamp of ``-rho / |gradient|^2``.
+    """
+    rho = rho_constant + (gradient * u).sum(1, keepdim=True)
+    return torch.addcmul(u, (rho * -inverse).clamp(-limit, limit), gradient)
+
+
+def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: float) -> Tensor:
+    """One axis of the dual update, the paper's Eq. (11): ``(p + step * grad u) / denominator``.
+
+    Parameters
+    ----------
+    p, u_along_axis : Tensor, (B, 2, H, W)
+        Dual field and derivative of ``u`` along the axis.
+    denominator : Tensor, (B, 2, H, W)
+        ``dual_denominator`` of both derivatives.
+    step : float
+        ``tau / theta``.
+
+    Returns
+    -------
+    Tensor, (B, 2, H, W)
+    """
+    return torch.add(p, u_along_axis, alpha=step) / denominator
+
+
+def dual_denominator(u_x: Tensor, u_y: Tensor, step: float) -> Tensor:
+    """``1 + step * sqrt(u_x^2 + u_y^2 + epsilon)``; the epsilon keeps its gradient finite on flat fields.
+
+    Parameters
+    ----------
+    u_x, u_y : Tensor, (B, 2, H, W)
+    step : float
+        ``tau / theta``.
+
+    Returns
+    -------
+    Tensor, (B, 2, H, W), at least 1
+    """
+    return 1 + step * torch.sqrt(torch.addcmul(u_x * u_x + EPSILON, u_y, u_y))

@@ -1,0 +1,95 @@
+"""The options of the program, each default written once.
+
+No torch in this module: the command line reads its help texts from here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Sampler = Literal["authors", "exact"]
+Stream = Literal["flow", "rgb"]
+
+SAMPLERS: tuple[Sampler, ...] = ("authors", "exact")
+STREAMS: tuple[Stream, ...] = ("flow", "rgb")
+DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
+
+
+@dataclass(frozen=True, kw_only=True)
+class TVNetOptions:
+    """Schedule and weights of the TV-L1 solver. The defaults are TVNet-50 of the paper.
+
+    Attributes
+    ----------
+    num_scales : int
+        Levels of the pyramid; small frames use fewer.
+    num_warps : int
+        Linearisations of the data term at each level.
+    num_iterations : int
+        Primal-dual updates in each warp; all of them run, there is no early stop.
+    zoom_factor : float, in (0, 1)
+        Size of a level relative to the next finer one.
+    tau : float
+        Time step of the dual update.
+    lambda_ : float
+        Weight of the data term, for frames in 0..255: larger follows the pictures, smaller is smoother.
+    theta : float
+        Coupling of the flow and its auxiliary field: smaller is tighter and slower.
+    sampler : {"authors", "exact"}
+        How frames are read between pixels; see ``tvnet_cli.flow.operators.warp``.
+    """
+
+    num_scales: int = 1
+    num_warps: int = 1
+    num_iterations: int = 50
+    zoom_factor: float = 0.5
+    tau: float = 0.25
+    lambda_: float = 0.15
+    theta: float = 0.3
+    sampler: Sampler = "authors"
+
+    def __post_init__(self) -> None:
+        for name in ("num_scales", "num_warps", "num_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tau", "lambda_", "theta"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, not {value}")
+        if not 0 < self.zoom_factor < 1:
+            raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """What ``tvnet features`` computes. Everything here is part of the recipe of a feature file.
+
+    Attributes
+    ----------
+    streams : tuple of {"flow", "rgb"}
+        ``flow``: TVNet and the 10-channel network; ``rgb``: each clip's middle frame and the RGB network.
+    num_clips : int
+        Clips of equal length that a video is split into.
+    clip_length : int, frames
+        Consecutive frames read from the middle of each clip; 6 frames give 5 flow fields.
+    short_side : int, pixels
+        The short side of each frame is resized to this, keeping the ratio of the stored picture.
+    crop_size : int, pixels
+        Side of the centre crop that the solver and the networks see.
+    """
+
+    streams: tuple[Stream, ...] = ("flow",)
+    num_clips: int = 25
+    clip_length: int = 6
+    short_side: int = 256
+    crop_size: int = 224
+
+
+def as_dict(options: TVNetOptions | ExtractOptions) -> dict[str, object]:
+    """The options by name, ready for JSON."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

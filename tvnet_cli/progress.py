@@ -1,0 +1,108 @@
+"""What people see while a run goes on, on stderr."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tvnet_cli.features.extract import VideoResult
+from tvnet_cli.network.weights import UNTRAINED, StreamModel
+
+
+class VideoProgress:
+    """Videos done, failed and left, their rate and the time left; a bar on a terminal, else a line a video.
+
+    Parameters
+    ----------
+    total : int
+        Videos to work on.
+    quiet : bool
+        Say only what failed.
+    verbosity : int
+        1: a line for each video also on a terminal; 2: tracebacks of failures.
+    """
+
+    def __init__(self, total: int, quiet: bool = False, verbosity: int = 0) -> None:
+        self.total, self.quiet, self.verbosity = total, quiet, verbosity
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.counts = {"done": 0, "skipped": 0, "failed": 0}
+        self.failures: list[VideoResult] = []
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("videos", total=total, rate="")
+
+    def __enter__(self) -> VideoProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def announce(self, model: StreamModel) -> None:
+        """Say which weights serve a stream, and aloud if they were never trained."""
+        stream, card = model.card.stream, model.card
+        if model.name == UNTRAINED:
+            self._say(
+                f"[yellow]untrained weights[/yellow] ({card.source}) for the {stream} stream: good for trying out, "
+                "the features hold no learned motion"
+            )
+        elif self.verbosity:
+            self._say(f"{stream} stream: {escape(model.name)}, {escape(card.source)}, sha256 {card.sha256[:16]}")
+
+    def show(self, result: VideoResult) -> None:
+        """Count one video, and say what there is to say about it."""
+        self.counts[result.status] += 1
+        if result.status == "failed":
+            self.failures.append(result)
+            self._say(f"[red]failed[/red] {escape(result.video_id)}: {escape(result.reason)}", always=True)
+            if self.verbosity >= 2 and result.error is not None:
+                self.console.print("".join(traceback.format_exception(result.error)), markup=False)
+        for note in result.notes:
+            self._say(f"[yellow]note[/yellow] {escape(result.video_id)}: {escape(note)}")
+        if result.status == "done" and (self.verbosity or not self.console.is_terminal):
+            padded = ", padded" if result.padded else ""
+            self._say(
+                f"[{sum(self.counts.values())}/{self.total}] {escape(result.video_id)}: "
+                f"{result.num_frames} frames{padded}, {result.seconds:.1f} s"
+            )
+        failed = f" [red]{self.counts['failed']} failed[/red]" if self.counts["failed"] else ""
+        self._bar.update(self._task, advance=1, description=f"videos{failed}", rate=self._rate())
+
+    def close(self, output: Path, interrupted: bool = False) -> None:
+        """The closing line, and the names and reasons of what failed."""
+        if self.failures:
+            self._say(f"{len(self.failures)} of {self.total} videos failed:", always=True)
+            for result in self.failures:
+                self._say(f"  {escape(result.video_id)}: {escape(result.reason)}", always=True)
+        left = self.total - sum(self.counts.values())
+        waiting = f", {left} left" if left else ""
+        where = f"features in {escape(str(output))}" if output.exists() else "nothing to write"
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        self._say(f"{counts}{waiting} in {time.monotonic() - self._started:.0f} s; {where}")
+        if interrupted:
+            self._say("interrupted: finished videos are kept, the same command goes on from here", always=True)
+
+    def _rate(self) -> str:
+        worked = self.counts["done"] + self.counts["failed"]
+        return f"{worked / max(time.monotonic() - self._started, 1e-3) * 60:.1f}/min" if worked else ""
+
+    def _say(self, line: str, always: bool = False) -> None:
+        if always or not self.quiet:
+            self.console.print(line)

@@ -1,0 +1,407 @@
+"""Exact frames of a video: the frame list from its packets, and only the frames that are needed.
+
+A scan of the packets gives the times of all frames without decoding. It is a promise and not yet a fact: some
+packets give no frame. So every frame that is decoded is held against it, and where they differ the frame list is
+made again by decoding the whole video.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from tvnet_cli.errors import FrameListError, VideoReadError
+from tvnet_cli.video.clips import clip_frames
+
+SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
+MAX_BAD_PACKETS = 0.05  # share of the packets; a video with more is refused as damaged
+MIN_SIDE = 16  # pixels
+
+# Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
+# then all frames up to the last one are decoded, and so checked.
+_UNSURE = {"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "vp8", "mpeg"}
+
+
+class KeyFrame(NamedTuple):
+    """A frame at which decoding can start: its number, and its times of showing and decoding in stream units."""
+
+    number: int
+    pts: int
+    dts: int
+
+
+@dataclass(frozen=True)
+class VideoScan:
+    """The frame list of a video.
+
+    Attributes
+    ----------
+    path : Path
+    pts_seconds : ndarray, (T,), float64, seconds
+        Times of the frames in the order they are shown, from the container; NaN where it has none.
+    pts : ndarray, (T,), int64, or None
+        The same in units of the stream, as promised by the packets. None: the frames were counted by decoding.
+    keys : tuple of KeyFrame
+        Where decoding can start, in order; empty: only at the beginning.
+    notes : tuple of str
+        What is not as it should be, for people.
+    """
+
+    path: Path
+    pts_seconds: NDArray[np.float64] = field(repr=False)
+    pts: NDArray[np.int64] | None = field(default=None, repr=False)
+    keys: tuple[KeyFrame, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts_seconds)
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """The frames of a video's clips.
+
+    Attributes
+    ----------
+    frames : ndarray, (clips, frames, H, W, 3), uint8, RGB
+    frame_index : ndarray, (clips, frames), int64
+        Numbers of these frames among the decodable ones.
+    pts_seconds : ndarray, (clips, frames), float64, seconds
+    num_frames : int
+        Decodable frames of the video.
+    padded : bool
+        True if the video is shorter than one clip, whose last frame then repeats.
+    notes : tuple of str
+    """
+
+    frames: NDArray[np.uint8] = field(repr=False)
+    frame_index: NDArray[np.int64] = field(repr=False)
+    pts_seconds: NDArray[np.float64] = field(repr=False)
+    num_frames: int
+    padded: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_clips(
+    path: Path, num_clips: int = 25, clip_length: int = 6, short_side: int = 256, crop_size: int = 224
+) -> VideoClips:
+    """Read the clips of a video, each frame resized and cropped.
+
+    Parameters
+    ----------
+    path : Path
+    num_clips, clip_length : int
+        See ``tvnet_cli.video.clips.clip_frames``.
+    short_side : int, pixels
+        The short side of a frame becomes this, the other keeps the ratio of the stored pixels.
+    crop_size : int, pixels
+        Side of the square cut from the middle.
+
+    Returns
+    -------
+    VideoClips
+        Upright: the rotation that the container asks for is applied.
+
+    Raises
+    ------
+    VideoReadError
+        Whose message is the reason.
+    """
+    try:
+        return _read_clips(scan(path), num_clips, clip_length, short_side, crop_size)
+    except FrameListError:
+        return _read_clips(scan_by_decoding(path), num_clips, clip_length, short_side, crop_size)
+
+
+def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
+    frame_index = clip_frames(video.num_frames, num_clips, clip_length)
+    wanted, place = np.unique(frame_index, return_inverse=True)
+    pictures = np.empty((len(wanted), crop_size, crop_size, 3), np.uint8)
+    # One converter for the whole video: each frame's own would allocate a context of its own.
+    converter = av.video.reformatter.VideoReformatter()
+    for number, frame in enumerate(read_frames(video, wanted.tolist())):
+        pictures[number] = center_crop(upright_rgb(frame, converter, short_side), crop_size)
+    return VideoClips(
+        frames=pictures[place.reshape(frame_index.shape)],
+        frame_index=frame_index,
+        pts_seconds=video.pts_seconds[frame_index],
+        num_frames=video.num_frames,
+        padded=video.num_frames < clip_length,
+        notes=video.notes,
+    )
+
+
+def scan(path: Path) -> VideoScan:
+    """The frame list of a video from its packets, without decoding; by decoding where the packets do not tell.
+
+    Raises
+    ------
+    VideoReadError
+        Whose message is the reason.
+    """
+    pts: list[int] = []
+    keys: list[tuple[int, int]] = []
+    with _opened(path) as (container, stream):
+        time_base, names = stream.time_base, {stream.codec_context.name, container.format.name}
+        try:
+            for packet in container.demux(stream):
+                if not packet.size or packet.is_discard:
+                    continue
+                if packet.pts is None or packet.is_corrupt:
+                    return scan_by_decoding(path)
+                pts.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+        except av.error.FFmpegError:
+            return scan_by_decoding(path)
+    times = np.unique(np.array(pts, np.int64))
+    if not pts or len(times) != len(pts) or time_base is None:
+        return scan_by_decoding(path)
+    numbers = np.searchsorted(times, [key_pts for key_pts, _ in keys]).tolist()
+    key_frames = sorted(KeyFrame(number, *key) for number, key in zip(numbers, keys, strict=True))
+    return VideoScan(path, _seconds(times, time_base), times, () if names & _UNSURE else tuple(key_frames))
+
+
+def scan_by_decoding(path: Path) -> VideoScan:
+    """The frame list of a video, made by decoding all of it. Packets that cannot be decoded are passed over.
+
+    Raises
+    ------
+    VideoReadError
+        If nothing can be decoded, or more than 5 % of the packets cannot.
+    """
+    times = []
+    with _opened(path) as (container, stream):
+        decoder = _TolerantDecoder(container, stream)
+        for frame in decoder.frames():
+            times.append(np.nan if frame.time is None else frame.time)
+        promised = stream.frames
+    damage = decoder.first_error or "the stream holds no pictures"
+    if not times:
+        raise VideoReadError(f"no decodable frame ({damage})")
+    if decoder.bad_packets > MAX_BAD_PACKETS * decoder.packets:
+        raise VideoReadError(
+            f"damaged: {decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})"
+        )
+    notes = []
+    if decoder.bad_packets:
+        notes.append(f"{decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})")
+    elif decoder.first_error:
+        notes.append(f"ends early ({damage})")
+    if promised > decoder.packets:
+        notes.append(f"the container promises {promised} frames, {len(times)} are there")
+    return VideoScan(path, np.array(times, np.float64), notes=tuple(notes))
+
+
+def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """The frames with these numbers.
+
+    Parameters
+    ----------
+    video : VideoScan
+    wanted : sequence of int
+        Frame numbers, each larger than the one before.
+
+    Yields
+    ------
+    av.VideoFrame
+        As decoded; drop it before the next one to keep memory flat.
+
+    Raises
+    ------
+    FrameListError
+        If the decoder gives other frames than ``video`` promises. The end of the video is checked too.
+    VideoReadError
+        If the video cannot be opened.
+    """
+    with _opened(video.path) as (container, stream):
+        if video.pts is None:
+            yield from _pick(_TolerantDecoder(container, stream).frames(), wanted)
+        else:
+            yield from _seek_and_pick(container, stream, video, wanted)
+
+
+def upright_rgb(
+    frame: av.VideoFrame, converter: av.video.reformatter.VideoReformatter, short_side: int | None = None
+) -> NDArray[np.uint8]:
+    """A decoded frame as an RGB picture, turned as the container asks.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        Of any pixel format.
+    converter : VideoReformatter
+    short_side : int, pixels, or None
+        New length of the short side; None keeps the size.
+
+    Returns
+    -------
+    ndarray, (H, W, 3), uint8
+
+    Raises
+    ------
+    VideoReadError
+        If a side is below 16 pixels.
+    """
+    height, width = frame.height, frame.width
+    if min(height, width) < MIN_SIDE:
+        raise VideoReadError(f"too small: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+    if short_side is not None:
+        ratio = Fraction(short_side, min(height, width))
+        height, width = int(height * ratio + Fraction(1, 2)), int(width * ratio + Fraction(1, 2))
+    picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
+    return np.rot90(picture.to_ndarray(), k=round(frame.rotation / 90))
+
+
+def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The square of ``size`` pixels in the middle of a picture (H, W, 3)."""
+    top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
+    return picture[top : top + size, left : left + size]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first true video stream; cover pictures of sound files do not count."""
+    try:
+        if not path.stat().st_size:
+            raise VideoReadError("the file is empty")
+        # The scheme keeps names such as "a:b.mp4" from being taken for an address.
+        container = av.open(f"file:{path}", metadata_errors="ignore")
+    except FileNotFoundError:
+        raise VideoReadError("no such file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise VideoReadError(f"cannot open: {error.strerror}") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})") from error
+    with container:
+        cover = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            raise VideoReadError("no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoReadError("no decoder for its video stream")
+        # One thread a video; several videos are read at once. Threads inside a decoder would cost 10 to 30 %
+        # more and start anew after each seek.
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+class _TolerantDecoder:
+    """Decodes from the beginning, counting and passing over packets that cannot be decoded."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self.container, self.stream = container, stream
+        self.packets = self.bad_packets = 0
+        self.first_error = ""
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:  # the file breaks off here
+                self.first_error = self.first_error or _reason(error)
+                packet = None
+            self.packets += bool(packet is not None and packet.size)
+            try:
+                yield from self.stream.decode(packet)
+            except av.error.EOFError:
+                pass
+            except av.error.FFmpegError as error:
+                self.first_error = self.first_error or _reason(error)
+                self.bad_packets += bool(packet is not None and packet.size)
+            if packet is None:
+                return
+
+
+def _pick(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+    remaining = set(wanted)
+    for number, frame in enumerate(frames):
+        if number in remaining:
+            yield frame
+            remaining.discard(number)
+            if not remaining:
+                return
+    raise VideoReadError("decoding gave fewer frames the second time")
+
+
+def _seek_and_pick(
+    container: av.container.InputContainer, stream: av.VideoStream, video: VideoScan, wanted: Sequence[int]
+) -> Iterator[av.VideoFrame]:
+    """The frames wanted, by seeking over long gaps, each decoded frame held against the scan."""
+    assert video.pts is not None
+    try:
+        frames, position = _decode(container.demux(stream)), 0
+        # One past the last frame is wanted too, to see that the last is there and that none follows.
+        for number in [*wanted, video.num_frames]:
+            key = _last_key(video, min(number, video.num_frames - 1))
+            if key is not None and key.number - position > SEEK_GAP:
+                frames, position = _seek(container, stream, video, key, position)
+            for frame in frames:
+                if position == video.num_frames or frame.pts != video.pts[position]:
+                    raise FrameListError(f"frame {position} is not the one that the packets promise")
+                position += 1
+                if position > number:
+                    yield frame
+                    break
+            else:
+                if position != video.num_frames:
+                    raise FrameListError(f"{position} frames, where the packets promise {video.num_frames}")
+    except av.error.FFmpegError as error:
+        raise FrameListError(_reason(error)) from error
+
+
+def _seek(
+    container: av.container.InputContainer, stream: av.VideoStream, video: VideoScan, key: KeyFrame | None, after: int
+) -> tuple[Iterator[av.VideoFrame], int]:
+    """Decode from the frame ``key``, or from an earlier one behind ``after`` if the container leads there."""
+    numbers = {known.pts: known.number for known in video.keys}
+    while key is not None and key.number > after:
+        # Some containers look up the time of showing, others that of decoding.
+        for time in (key.pts, key.dts):
+            container.seek(time, stream=stream, backward=True)
+            packets = container.demux(stream)
+            packet = next((packet for packet in packets if packet.is_keyframe), None)
+            if packet is None or packet.pts is None:
+                continue
+            start, landed = packet.pts, numbers.get(packet.pts, after)
+            if after < landed <= key.number:
+                frames = _decode(chain([packet], packets))
+                # Frames shown before the key frame need pictures that were not read.
+                return (frame for frame in frames if frame.pts is None or frame.pts >= start), landed
+        key = _last_key(video, key.number - 1)
+    raise FrameListError("no way to the frame by seeking")
+
+
+def _decode(packets: Iterable[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
+    for packet in packets:
+        yield from packet.decode()
+
+
+def _last_key(video: VideoScan, number: int) -> KeyFrame | None:
+    """The last key frame at or before frame ``number``."""
+    at = bisect_right(video.keys, number, key=lambda key: key.number)
+    return video.keys[at - 1] if at else None
+
+
+def _seconds(pts: NDArray[np.int64], time_base: Fraction) -> NDArray[np.float64]:
+    return pts * time_base.numerator / time_base.denominator
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
