@@ -294,7 +294,7 @@ def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) ->
             f"{len(keys)} {word} ({keys[0]} ...)" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys
         ]
         raise WeightsError(f"{path} does not hold this network: tensors {', '.join(said)}")
-    for key, tensor in given.items():
+    for key, tensor in sorted(given.items()):
         if tensor.shape != expected[key]:
             raise WeightsError(f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key])}")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():

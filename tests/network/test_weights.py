@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tvnet_cli.errors import WeightsError
+from tvnet_cli.flow.tvnet import TVNet
+from tvnet_cli.network.bn_inception import BNInception
+from tvnet_cli.network.weights import (
+    FlowInput,
+    RGBInput,
+    load_models,
+    load_weights,
+    read_card,
+    untrained_model,
+    weights_folder,
+)
+
+FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
+RGB_INPUT = 'mean = [104, 117, 128]\norder = "BGR"'
+
+
+def write_card(path: Path, stream: str = "flow", extra: str = "", sha256: str = "", **changes: str) -> None:
+    entries = {
+        "architecture": "bn_inception",
+        "stream": stream,
+        "source": "a test",
+        "licence": "MIT",
+        "training_data": "none",
+        "sha256": sha256 or hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest(),
+        **changes,
+    }
+    lines = [f'{key} = "{value}"' for key, value in entries.items() if value != "left out"]
+    lines += ["[input]", FLOW_INPUT if stream == "flow" else RGB_INPUT, "[numbers]", "accuracy = 50.0", extra]
+    path.with_suffix(".toml").write_text("\n".join(lines))
+
+
+def write_weights(path: Path, in_channels: int = 10, dtype: torch.dtype = torch.float32, **extra: torch.Tensor) -> Path:
+    tensors = BNInception(in_channels, num_classes=7).state_dict()
+    tensors = {key: tensor.to(dtype) for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+    save_file({**tensors, **extra}, path)
+    write_card(path, "flow" if in_channels == 10 else "rgb")
+    return path
+
+
+def test_a_file_with_its_card_goes_round(tmp_path):
+    model = load_weights(str(write_weights(tmp_path / "mine.safetensors")))
+    assert model.card.stream == "flow"
+    assert model.card.input == FlowInput(6.375, 20.0, "interleaved")
+    assert model.card.numbers == {"accuracy": 50.0}
+    assert model.tvnet is not None
+    assert not model.network.training
+    assert model.network.fc.out_features == 7
+
+
+def test_half_precision_is_computed_in_float32(tmp_path):
+    model = load_weights(str(write_weights(tmp_path / "mine.safetensors", dtype=torch.float16)))
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
+
+
+def test_an_rgb_file_brings_its_means(tmp_path):
+    model = load_weights(str(write_weights(tmp_path / "mine.safetensors", in_channels=3)))
+    assert model.card.input == RGBInput((104.0, 117.0, 128.0), "BGR")
+    assert model.tvnet is None
+
+
+def test_trained_kernels_are_loaded_with_their_schedule(tmp_path):
+    net = TVNet(num_iterations=10, u0_size=(30, 40))
+    torch.nn.init.normal_(net.gradient_kernels)
+    path = tmp_path / "mine.safetensors"
+    write_weights(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
+    write_card(path, extra="[tvnet]\nnum_iterations = 10")
+    model = load_weights(str(path))
+    assert torch.equal(model.tvnet.gradient_kernels, net.gradient_kernels)
+    assert model.tvnet.u0.shape == (1, 2, 30, 40)
+
+
+def test_kernels_of_another_schedule_are_refused(tmp_path):
+    net = TVNet(num_iterations=10)
+    path = tmp_path / "mine.safetensors"
+    write_weights(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
+    with pytest.raises(WeightsError, match=r"divergence_kernels is \(1, 1, 10, 2, 2, 2\), expected \(1, 1, 50"):
+        load_weights(str(path))
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    path = write_weights(tmp_path / "mine.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"mine\.safetensors is damaged or not the file of its card"):
+        load_weights(str(path))
+
+
+def test_what_is_no_safetensors_file_is_refused_even_if_its_card_agrees(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"\xff" * 100)
+    write_card(path)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drop": "inception_3a_1x1.bias"}, r"1 missing \(inception_3a_1x1\.bias"),
+        ({"add": "inception_9z.weight"}, r"1 unknown \(inception_9z\.weight"),
+        ({"shape": "inception_3a_1x1.bias"}, r"inception_3a_1x1\.bias is \(1, 64\), expected \(64,\)"),
+        ({"nan": "inception_3a_1x1.bias"}, "not finite numbers"),
+    ],
+)
+def test_tensors_that_are_not_the_network_are_refused_by_name(tmp_path, change, message):
+    tensors = BNInception(10, num_classes=0).state_dict()
+    ((how, key),) = change.items()
+    if how == "drop":
+        del tensors[key]
+    else:
+        values = torch.ones(64) if how == "add" else tensors[key]
+        tensors[key] = {"shape": values[None], "nan": values / 0, "add": values}[how]
+    path = tmp_path / "mine.safetensors"
+    save_file(tensors, path)
+    write_card(path)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"licence": "left out"}, "licence is missing"),
+        ({"stream": "sound"}, "stream is 'sound', expected flow or rgb"),
+        ({"architecture": "resnet"}, "architecture is 'resnet'"),
+        ({"extra": "[tvnet]\nnum_iterations = 0"}, "num_iterations must be at least 1"),
+        ({"extra": "[tvnet]\nspeed = 0"}, "speed"),
+        ({"extra": "[more]\nx = 1"}, "unknown entry 'more'"),
+        ({"extra": "]"}, "cannot read the card"),
+    ],
+)
+def test_a_card_that_lacks_or_confuses_something_is_refused(tmp_path, changes, message):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"")
+    write_card(path, **changes)
+    with pytest.raises(WeightsError, match=message):
+        read_card(path.with_suffix(".toml"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"), [("scale = 1", "clip_pixels"), (FLOW_INPUT.replace("inter", "over"), "order in")]
+)
+def test_an_input_table_must_be_whole(tmp_path, entries, message):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"")
+    write_card(path)
+    card = path.with_suffix(".toml")
+    card.write_text(card.read_text().replace(FLOW_INPUT, entries))
+    with pytest.raises(WeightsError, match=message):
+        read_card(card)
+
+
+def test_weights_without_a_card_or_a_file_are_refused(tmp_path):
+    path = write_weights(tmp_path / "mine.safetensors")
+    path.with_suffix(".toml").unlink()
+    with pytest.raises(WeightsError, match=r"mine\.toml is missing"):
+        load_weights(str(path))
+    checkpoint = tmp_path / "bn_inception.pth"
+    checkpoint.write_bytes(b"pickle")
+    with pytest.raises(WeightsError, match="no safetensors file"):
+        load_weights(str(checkpoint))
+    with pytest.raises(WeightsError, match=r"no weights called 'best'.*holds"):
+        load_weights("best")
+
+
+def test_untrained_weights_are_the_same_every_time_and_differ_by_stream():
+    one, two = untrained_model("flow"), untrained_model("flow")
+    assert one.card.sha256 == two.card.sha256
+    assert one.card.sha256 != untrained_model("flow", seed=1).card.sha256
+    assert untrained_model("rgb").network.in_channels == 3
+
+
+def test_untrained_features_tell_videos_apart_and_are_alive_without_motion():
+    network = untrained_model("flow").network
+    with torch.inference_mode():
+        still, moving = (network.features(scale * torch.randn(1, 10, 224, 224)) for scale in (0, 10))
+    for layer in still:
+        assert still[layer].abs().max() > 0
+        assert not torch.allclose(still[layer], moving[layer])
+
+
+def test_each_stream_gets_its_weights(tmp_path):
+    flow, rgb = write_weights(tmp_path / "flow.safetensors"), write_weights(tmp_path / "rgb.safetensors", 3)
+    models = load_models([str(rgb), str(flow)], ("flow", "rgb"))
+    assert [models["flow"].name, models["rgb"].name] == [str(flow), str(rgb)]
+    assert load_models([str(flow), "untrained"], ("flow", "rgb"))["rgb"].name == "untrained"
+    with pytest.raises(WeightsError, match="no weights for the rgb stream"):
+        load_models([str(flow)], ("flow", "rgb"))
+    with pytest.raises(WeightsError, match="both for the flow stream"):
+        load_models([str(flow), str(flow)], ("flow",))
+    with pytest.raises(WeightsError, match="for the rgb stream, which was not asked for"):
+        load_models([str(flow), str(rgb)], ("flow",))
+    with pytest.raises(WeightsError, match="--weights untrained"):
+        load_models([], ("flow",))
+
+
+def test_the_weights_folder_is_found_and_every_shipped_file_has_a_valid_card():
+    assert (weights_folder() / "README.md").is_file()
+    for path in weights_folder().glob("*.safetensors"):
+        load_weights(path.stem)
