@@ -162,16 +162,17 @@ def video_features(clips: VideoClips, models: Models, device: torch.device, batc
         Each layer averaged over the clips, then divided by its L2 norm over all its values.
     """
     features: dict[str, ArrayLike] = {}
-    if "flow" in models:
-        stacks = torch.cat(
-            [_flow_stacks(part, models["flow"]) for part in _on_device(clips.frames, device, batch_size)]
-        )
-        for layer, tensor in _mean_layers(stacks, models["flow"]).items():
-            features[f"flow/{layer}"] = _unit_norm(tensor)
-    if "rgb" in models:
-        middle = clips.frames[:, clips.frames.shape[1] // 2]
-        frames = torch.cat([_rgb_input(part, models["rgb"]) for part in _on_device(middle, device, batch_size)])
-        features["rgb/global_pool"] = _unit_norm(_mean_layers(frames, models["rgb"])["global_pool"])
+    # True float32, and the same on every run, also on a GPU.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        if "flow" in models:
+            parts = _on_device(clips.frames, device, batch_size)
+            stacks = torch.cat([_flow_stacks(part, models["flow"]) for part in parts])
+            for layer, tensor in _mean_layers(stacks, models["flow"]).items():
+                features[f"flow/{layer}"] = _unit_norm(tensor)
+        if "rgb" in models:
+            middle = clips.frames[:, clips.frames.shape[1] // 2]
+            frames = torch.cat([_rgb_input(part, models["rgb"]) for part in _on_device(middle, device, batch_size)])
+            features["rgb/global_pool"] = _unit_norm(_mean_layers(frames, models["rgb"])["global_pool"])
     return features
 
 

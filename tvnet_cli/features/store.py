@@ -170,8 +170,9 @@ def read_ids(path: Path) -> tuple[list[str], Recipe]:
                 )
             return list(file["video_id"].asstr()[:]), json.loads(file.attrs["recipe"])
     except (OSError, KeyError, ValueError) as error:
+        reason = "it is a folder" if path.is_dir() else str(error).splitlines()[0]
         raise FeatureFileError(
-            f"{path} is not a readable feature file ({error}); move it away, or --overwrite"
+            f"{path} is not a readable feature file ({reason}): choose another output, or move it away"
         ) from error
 
 

@@ -301,7 +301,8 @@ def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor
     Tensor, (B, 2, H, W)
         The auxiliary field v. The three cases of the paper's Eq. (3) are one clamp of ``-rho / |gradient|^2``.
     """
-    rho = rho_constant + (gradient * u).sum(1, keepdim=True)
+    rho = torch.addcmul(rho_constant, gradient[:, :1], u[:, :1])
+    rho = torch.addcmul(rho, gradient[:, 1:], u[:, 1:])
     return torch.addcmul(u, (rho * -inverse).clamp(-limit, limit), gradient)
 
 

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from films import write_film
+
+from tvnet_cli import TVNet
+from tvnet_cli.errors import DeviceError, FeatureFileError
+from tvnet_cli.features import extract
+from tvnet_cli.features.extract import choose_device, extract_features
+from tvnet_cli.network.weights import load_models
+from tvnet_cli.options import ExtractOptions
+from tvnet_cli.video.decode import read_clips
+from tvnet_cli.video.files import find_videos
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FLOW_LAYERS = ("global_pool", "inception_5b_output", "inception_5a_output", "inception_4e_output")
+SMALL = ExtractOptions(num_clips=6)  # one more than a pass of the network takes
+
+
+def models(*streams: str):
+    return load_models(["untrained"], streams or ("flow",))
+
+
+def run(folder: Path, output: Path, *streams: str, **arguments):
+    options = ExtractOptions(streams=streams or ("flow",), num_clips=6)
+    return list(extract_features(find_videos([folder]), output, models(*streams), options=options, **arguments))
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_film(folder / "a.mp4", 40)
+    write_film(folder / "b.mkv", 3)
+    (folder / "c.mp4").write_bytes((EXAMPLES / "wheel_turns.mp4").read_bytes())
+    return folder
+
+
+def test_features_equal_each_step_done_by_hand(tmp_path):
+    film = EXAMPLES / "ball_bounces.mp4"
+    loaded = models("flow", "rgb")
+    results = list(extract_features(find_videos([film]), tmp_path / "f.h5", loaded))
+    assert [(result.video_id, result.status, result.num_frames) for result in results] == [
+        ("ball_bounces.mp4", "done", 100)
+    ]
+    found = content(tmp_path / "f.h5")
+
+    clips, tvnet = read_clips(film), TVNet()
+    sums = dict.fromkeys(FLOW_LAYERS, 0.0)
+    rgb_sum = 0.0
+    with torch.inference_mode():
+        for clip in clips.frames:
+            frames = torch.from_numpy(clip).permute(0, 3, 1, 2)
+            channels = []
+            for before, after in itertools.pairwise(frames):
+                x, y = tvnet(before[None], after[None])[0]
+                channels += [6.375 * x.clamp(-20, 20), 6.375 * y.clamp(-20, 20)]
+            layers = loaded["flow"].network.features(torch.stack(channels)[None])
+            sums = {layer: sums[layer] + layers[layer][0].double() for layer in FLOW_LAYERS}
+            blue_first = frames[3].flip(0) - torch.tensor([104.0, 117, 123])[:, None, None]
+            rgb_sum = rgb_sum + loaded["rgb"].network.features(blue_first[None])["global_pool"][0].double()
+    for layer in FLOW_LAYERS:
+        expected = sums[layer] / sums[layer].norm()
+        assert np.abs(found[f"flow/{layer}"][0] - expected.numpy()).max() < 1e-5 * expected.abs().max(), layer
+        assert np.linalg.norm(found[f"flow/{layer}"][0].astype(np.float64)) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(found["rgb/global_pool"][0], rgb_sum / rgb_sum.norm(), atol=1e-6)
+    assert np.array_equal(found["frame_index"][0], clips.frame_index)
+    assert np.array_equal(found["pts_seconds"][0], clips.pts_seconds)
+    assert found["num_frames"].tolist() == [100]
+    assert found["padded"].tolist() == [False]
+    assert set(found) == {
+        *(f"flow/{layer}" for layer in FLOW_LAYERS),
+        *("rgb/global_pool", "video_id", "frame_index", "pts_seconds", "num_frames", "padded"),
+    }
+    shapes = {name: found[name].shape[1:] for name in found}
+    assert shapes["flow/inception_4e_output"] == (1056, 7, 7)
+    assert shapes["flow/inception_5a_output"] == shapes["flow/inception_5b_output"] == (1024, 7, 7)
+    assert shapes["frame_index"] == shapes["pts_seconds"] == (25, 6)
+
+
+def test_features_do_not_depend_on_batch_size_jobs_or_neighbours(tmp_path, films):
+    run(films, tmp_path / "0.h5", "flow", "rgb", batch_size=1, jobs=1)
+    reference = content(tmp_path / "0.h5")
+    for number, (batch_size, jobs) in enumerate([(1, 1), (4, 3), (25, 8)], 1):
+        run(films, tmp_path / f"{number}.h5", "flow", "rgb", batch_size=batch_size, jobs=jobs)
+        found = content(tmp_path / f"{number}.h5")
+        assert found.keys() == reference.keys()
+        for name in reference:
+            assert np.array_equal(found[name], reference[name], equal_nan=name == "pts_seconds"), (
+                name,
+                batch_size,
+                jobs,
+            )
+    run(films / "c.mp4", tmp_path / "c.h5", "flow")
+    assert np.array_equal(content(tmp_path / "c.h5")["flow/global_pool"][0], reference["flow/global_pool"][2])
+
+
+def test_films_of_different_motion_have_different_features(tmp_path, films):
+    run(films, tmp_path / "f.h5")
+    pooled = content(tmp_path / "f.h5")["flow/global_pool"]
+    products = pooled @ pooled.T
+    assert products[np.triu_indices(3, 1)].max() < 0.9999
+
+
+def test_a_short_film_is_marked_padded(tmp_path, films):
+    results = run(films, tmp_path / "f.h5")
+    assert [result.padded for result in results] == [False, True, False]
+    assert content(tmp_path / "f.h5")["padded"].tolist() == [False, True, False]
+
+
+def test_a_broken_film_fails_alone_and_is_tried_again(tmp_path, films):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "a.mp4").write_text("no film")
+    (folder / "b.mp4").write_bytes((films / "a.mp4").read_bytes())
+    results = run(folder, tmp_path / "f.h5")
+    assert [result.status for result in results] == ["failed", "done"]
+    assert "not a video" in results[0].reason
+    (folder / "a.mp4").write_bytes((films / "a.mp4").read_bytes())
+    results = run(folder, tmp_path / "f.h5")
+    assert [(result.video_id, result.status) for result in results] == [("b.mp4", "skipped"), ("a.mp4", "done")]
+    found = content(tmp_path / "f.h5")
+    assert found["video_id"].tolist() == [b"a.mp4", b"b.mp4"]
+    assert np.array_equal(found["flow/global_pool"][0], found["flow/global_pool"][1])
+
+
+def test_an_error_nobody_thought_of_stops_one_film_only(tmp_path, films, monkeypatch):
+    def surprising(path: Path, *arguments: int):
+        if path.name == "a.mp4":
+            raise RuntimeError("the decoder tripped")
+        return read_clips(path, *arguments)
+
+    monkeypatch.setattr(extract, "read_clips", surprising)
+    results = run(films, tmp_path / "f.h5")
+    assert [result.status for result in results] == ["failed", "done", "done"]
+    assert results[0].reason == "RuntimeError: the decoder tripped"
+
+
+def test_a_run_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path, films):
+    running = extract_features(find_videos([films]), tmp_path / "f.h5", models(), options=SMALL)
+    assert next(running).video_id == "a.mp4"
+    running.close()
+    assert content(tmp_path / "f.h5")["video_id"].tolist() == [b"a.mp4"]
+    results = run(films, tmp_path / "f.h5")
+    assert [result.status for result in results] == ["skipped", "done", "done"]
+    run(films, tmp_path / "whole.h5")
+    whole, resumed = content(tmp_path / "whole.h5"), content(tmp_path / "f.h5")
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_going_on_with_other_streams_is_refused_before_any_work(tmp_path, films):
+    run(films / "b.mkv", tmp_path / "f.h5", "flow")
+    with pytest.raises(FeatureFileError, match=r"options\.streams"):
+        run(films, tmp_path / "f.h5", "flow", "rgb")
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(DeviceError, match="cuda:99 was asked for"):
+        choose_device("cuda:99")
+    with pytest.raises(DeviceError, match="'tpu'"):
+        choose_device("tpu")
+    with pytest.raises(DeviceError, match="'meta'"):
+        choose_device("meta")
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_same_features_and_the_same_every_time(tmp_path, films):
+    run(films, tmp_path / "cpu.h5", "flow", "rgb")
+    for number in (1, 2):
+        run(films, tmp_path / f"{number}.h5", "flow", "rgb", device="cuda")
+    cpu, one, two = (content(tmp_path / f"{name}.h5") for name in ("cpu", 1, 2))
+    for name in cpu:
+        assert np.array_equal(one[name], two[name])
+        if cpu[name].dtype == np.float32:
+            assert np.abs(one[name] - cpu[name]).max() <= 1e-3 * np.abs(cpu[name]).max()

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import h5py
+import pytest
+from click.testing import CliRunner, Result
+from films import write_film
+
+from tvnet_cli import __version__
+from tvnet_cli.cli import main
+from tvnet_cli.features import extract
+from tvnet_cli.features.extract import extract_features
+from tvnet_cli.options import ExtractOptions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def tvnet(*arguments: object, **more: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **more)
+
+
+def features(*arguments: object, **more: object) -> Result:
+    return tvnet("features", *arguments, "--weights", "untrained", **more)
+
+
+@pytest.fixture
+def two_clips(monkeypatch):
+    """Two clips a video in place of 25, for tests of everything else."""
+
+    def fewer(videos, output, models, **arguments):
+        options = ExtractOptions(streams=tuple(models), num_clips=2)
+        return extract_features(videos, output, models, options=options, **arguments)
+
+    monkeypatch.setattr(extract, "extract_features", fewer)
+
+
+@pytest.fixture
+def films(tmp_path) -> Path:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    write_film(folder / "a.mp4", 30)
+    write_film(folder / "b.mp4", 4)
+    return folder
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_features_writes_a_file_and_says_what_it_did(films, tmp_path):
+    result = features(films, "-o", tmp_path / "f.h5")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "untrained weights" in result.stderr
+    assert "[1/2] a.mp4: 30 frames" in result.stderr
+    assert "[2/2] b.mp4: 4 frames, padded" in result.stderr
+    assert re.search(r"2 done, 0 skipped, 0 failed in \d+ s; features in .*f\.h5\n$", result.stderr)
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["video_id"].asstr()[:].tolist() == ["a.mp4", "b.mp4"]
+        recipe = json.loads(file.attrs["recipe"])
+    assert recipe["weights"]["flow"]["name"] == "untrained"
+    assert recipe["tvnet"]["flow"]["num_iterations"] == 50
+    assert recipe["software"]["tvnet"] == __version__
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_second_run_skips_what_is_done(films, tmp_path):
+    features(films, "-o", tmp_path / "f.h5")
+    result = features(films, "-o", tmp_path / "f.h5")
+    assert result.exit_code == 0
+    assert "0 done, 2 skipped, 0 failed" in result.stderr
+    result = features(films, "-o", tmp_path / "f.h5", "--overwrite")
+    assert "2 done, 0 skipped, 0 failed" in result.stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_one_broken_film_is_named_at_the_end_and_the_exit_code_is_1(films, tmp_path):
+    (films / "broken.mp4").write_text("no film")
+    result = features(films, tmp_path / "gone.mp4", "-o", tmp_path / "f.h5")
+    assert result.exit_code == 1
+    assert "2 of 4 videos failed:" in result.stderr
+    assert "  broken.mp4: cannot open: not a video, or damaged" in result.stderr
+    assert "  gone.mp4: no such file" in result.stderr
+    assert "2 done, 0 skipped, 2 failed" in result.stderr
+    assert "Traceback" not in result.stderr
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert len(file["video_id"]) == 2
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_tracebacks_come_with_vv_only(films, tmp_path):
+    (films / "broken.mp4").write_text("no film")
+    assert "Traceback" in features(films, "-o", tmp_path / "f.h5", "-vv").stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_when_all_fail_nothing_is_written(tmp_path):
+    (tmp_path / "broken.mp4").write_text("no film")
+    result = features(tmp_path, "-o", tmp_path / "f.h5")
+    assert result.exit_code == 1
+    assert "nothing to write" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.mp4"]
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_json_gives_one_object_a_video_on_stdout(films, tmp_path):
+    (films / "broken.mp4").write_text("no film")
+    result = features(films, "-o", tmp_path / "f.h5", "--json", "-q")
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(one["video_id"], one["status"]) for one in objects] == [
+        ("a.mp4", "done"),
+        ("b.mp4", "done"),
+        ("broken.mp4", "failed"),
+    ]
+    assert objects[0]["num_frames"] == 30
+    assert objects[1]["padded"] is True
+    assert "not a video" in objects[2]["reason"]
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_quiet_says_nothing_unless_something_failed(films, tmp_path):
+    assert features(films, "-o", tmp_path / "f.h5", "-q").output == ""
+    (films / "broken.mp4").write_text("no film")
+    assert "broken.mp4" in features(films, "-o", tmp_path / "f.h5", "-q").stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_paths_come_from_a_list_or_from_stdin_too(films, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{films / 'a.mp4'}\n\n{films / 'b.mp4'}\r\n")
+    assert "2 done" in features("--from-file", tmp_path / "list.txt", "-o", tmp_path / "f.h5").stderr
+    result = features("--from-file", "-", "-o", tmp_path / "g.h5", input=f"{films}\n")
+    assert "2 done" in result.stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_both_streams_are_written(films, tmp_path):
+    assert features(films, "-o", tmp_path / "f.h5", "--streams", "rgb,flow").exit_code == 0
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["rgb/global_pool"].shape == file["flow/global_pool"].shape == (2, 1024)
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_the_recipe_guards_the_file(films, tmp_path):
+    features(films, "-o", tmp_path / "f.h5")
+    result = features(films, "-o", tmp_path / "f.h5", "--streams", "rgb")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert "options.streams was" in result.stderr
+    assert "--overwrite" in result.stderr
+
+
+def test_without_weights_the_command_says_what_to_do(films):
+    result = tvnet("features", films)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "--weights untrained" in result.stderr
+    assert not Path("features.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        ([], 2, "give folders or video files"),
+        (["{films}", "--streams", "sound"], 2, "no stream is called 'sound'"),
+        (["{films}", "--batch-size", "0"], 2, "--batch-size"),
+        (["--from-file", "nowhere.txt"], 2, "nowhere.txt"),
+        (["{films}", "--device", "cuda:77"], 1, "cuda:77 was asked for"),
+        (["{films}", "--device", "tpu"], 1, "no device is called 'tpu'"),
+        (["{films}", "--weights", "best"], 1, "no weights called 'best'"),
+        (["{films}/.."], 0, ""),
+        (["{tmp}/empty"], 1, "no videos in"),
+        (["{films}", "-o", "{films}/a.mp4"], 1, "not a readable feature file"),
+        (["{films}", "-o", "{films}/a.mp4/f.h5"], 1, "a.mp4"),
+        (["{films}", "-o", "{tmp}"], 1, "not a readable feature file"),
+    ],
+)
+@pytest.mark.usefixtures("two_clips")
+def test_each_mistake_has_one_clear_line(films, tmp_path, monkeypatch, arguments, exit_code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    result = features(*(argument.format(films=films, tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == exit_code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    if exit_code == 1:
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_an_error_nobody_thought_of_is_one_line_too(films, monkeypatch):
+    def broken(*arguments, **more):
+        raise ZeroDivisionError("first\nsecond")
+
+    monkeypatch.setattr(extract, "extract_features", broken)
+    result = features(films)
+    assert result.exit_code == 1
+    assert "Error: ZeroDivisionError: first (-vv shows where)" in result.stderr
+    assert "Traceback" in features(films, "-vv").stderr
+
+
+def test_every_command_and_option_has_help():
+    for name, command in main.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)
+
+
+def test_help_and_version_answer_without_heavy_imports():
+    heavy = "{'torch', 'numpy', 'av', 'h5py', 'rich', 'safetensors'}"
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom tvnet_cli.cli import main\n"
+        "for words in (['--help'], ['--version'], ['features', '--help']):\n"
+        "    assert CliRunner().invoke(main, words).exit_code == 0\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.stdout == "[]\n"
+
+
+def test_python_m_runs_the_program():
+    command = [sys.executable, "-m", "tvnet_cli", "--version"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.stdout == f"tvnet, version {__version__}\n"
+
+
+def test_ctrl_c_keeps_what_is_done_and_exits_130(films, tmp_path):
+    for number in range(8):
+        (films / f"c{number}.mp4").write_bytes((films / "a.mp4").read_bytes())
+    command = [sys.executable, "-m", "tvnet_cli", "features", str(films), "-o", str(tmp_path / "f.h5")]
+    command += ["--weights", "untrained", "--json"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    done = json.loads(running.stdout.readline())["video_id"]
+    time.sleep(0.5)
+    os.kill(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted: finished videos are kept" in said
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert done in file["video_id"].asstr()[:].tolist()
+        assert len(file["video_id"]) < 10
