@@ -38,7 +38,7 @@ def test_imports_go_down_only():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tvnet_cli."):
                 assert own == "__init__" or floor(node.module.split(".")[1]) >= floor(own), (path, node.module)
                 checked += 1
-    assert checked > 30
+    assert checked >= 25
 
 
 def test_the_mathematics_knows_no_disk_and_no_command_line():
