@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -26,6 +26,9 @@ from tvnet_cli.video.clips import clip_frames
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
 MAX_BAD_PACKETS = 0.05  # share of the packets; a video with more is refused as damaged
 MIN_SIDE = 16  # pixels
+
+# Titles in another encoding are no reason to refuse a film. From PyAV 19 on they are none anyway.
+_LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 # Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
 # then all frames up to the last one are decoded, and so checked.
@@ -277,7 +280,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         if not path.stat().st_size:
             raise VideoReadError("the file is empty")
         # The scheme keeps names such as "a:b.mp4" from being taken for an address.
-        container = av.open(f"file:{path}", metadata_errors="ignore")
+        container = av.open(f"file:{path}", **_LENIENT)
     except FileNotFoundError:
         raise VideoReadError("no such file") from None
     except (PermissionError, IsADirectoryError) as error:
