@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -80,6 +81,13 @@ def test_a_wheel_holds_the_program_and_no_tests(wheel):
     assert "tvnet_cli/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tvnet_cli", "tvnet"}
+
+
+def test_the_python_lines_of_the_readme_run():
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["flow"].shape == (1, 2, 240, 320)
 
 
 def test_the_example_films_are_small_and_play():

@@ -88,6 +88,14 @@ class ExtractOptions:
     short_side: int = 256
     crop_size: int = 224
 
+    def __post_init__(self) -> None:
+        if not self.streams or not set(self.streams) <= set(STREAMS):
+            raise ValueError(f"streams must be some of {', '.join(STREAMS)}, not {self.streams}")
+        if self.num_clips < 1 or self.clip_length < 2:
+            raise ValueError(f"{self.num_clips} clips of {self.clip_length} frames: at least 1 of 2 are needed")
+        if not 0 < self.crop_size <= self.short_side:
+            raise ValueError(f"a crop of {self.crop_size} pixels does not fit a short side of {self.short_side}")
+
 
 def as_dict(options: TVNetOptions | ExtractOptions) -> dict[str, object]:
     """The options by name, ready for JSON."""

@@ -177,6 +177,15 @@ def test_a_device_that_is_not_there_is_an_error():
         choose_device("meta")
 
 
+def test_options_that_contradict_each_other_are_refused(tmp_path, films):
+    for wrong in ({"streams": ("sound",)}, {"num_clips": 0}, {"clip_length": 1}, {"crop_size": 300}):
+        with pytest.raises(ValueError, match=str(next(iter(wrong.values())))[:3].strip("(")):
+            ExtractOptions(**wrong)
+    options = ExtractOptions(streams=("rgb",))
+    with pytest.raises(ValueError, match=r"ask for the streams \('rgb',\)"):
+        next(extract_features(find_videos([films]), tmp_path / "f.h5", models("flow"), options=options))
+
+
 @pytest.mark.cuda
 def test_a_gpu_gives_the_same_features_and_the_same_every_time(tmp_path, films):
     run(films, tmp_path / "cpu.h5", "flow", "rgb")

@@ -167,6 +167,26 @@ def test_a_film_cut_short_gives_what_is_there_and_a_note(tmp_path):
     assert any("promises 400 frames" in note for note in clips.notes)
 
 
+def test_a_film_that_lacks_whole_packets_at_its_end_has_a_note_too(tmp_path):
+    options = {"bf": "0", "preset": "ultrafast"}
+    film = write_film(tmp_path / "film.mp4", 100, options=options, container_options={"movflags": "faststart"})
+    with av.open(str(film)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        end = packets[59].pos + packets[59].size
+    film.write_bytes(film.read_bytes()[:end])
+    clips = read_clips(film)
+    assert clips.num_frames == 60
+    assert clips.notes == ("the container promises 100 frames, 60 are there",)
+
+
+def test_titles_in_another_encoding_are_no_trouble(tmp_path):
+    film = write_film(tmp_path / "film.mp4", 10)
+    content = film.read_bytes()
+    assert b"VideoHandler" in content  # the name of the stream
+    film.write_bytes(content.replace(b"VideoHandler", b"Caf\xe9 Handler"))
+    assert read_clips(film).num_frames == 10
+
+
 def test_a_film_with_many_bad_packets_is_refused_with_their_number(tmp_path):
     film = write_film(
         tmp_path / "film.mkv", 300, picture=lambda i: np.random.default_rng(i).integers(0, 256, (64, 64), np.uint8)

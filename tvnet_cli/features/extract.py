@@ -113,6 +113,8 @@ def extract_features(
         If ``output`` is no feature file or was made by another recipe.
     """
     options = options or ExtractOptions(streams=tuple(models))
+    if options.streams != tuple(models):
+        raise ValueError(f"the options ask for the streams {options.streams}, the models are for {tuple(models)}")
     device = torch.device(device)
     for model in models.values():
         model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

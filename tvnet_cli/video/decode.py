@@ -155,10 +155,13 @@ def scan(path: Path) -> VideoScan:
     """
     pts: list[int] = []
     keys: list[tuple[int, int]] = []
+    packets = 0
     with _opened(path) as (container, stream):
-        time_base, names = stream.time_base, {stream.codec_context.name, container.format.name}
+        promised, time_base = stream.frames, stream.time_base
+        names = {stream.codec_context.name, container.format.name}
         try:
             for packet in container.demux(stream):
+                packets += bool(packet.size)
                 if not packet.size or packet.is_discard:
                     continue
                 if packet.pts is None or packet.is_corrupt:
@@ -173,7 +176,9 @@ def scan(path: Path) -> VideoScan:
         return scan_by_decoding(path)
     numbers = np.searchsorted(times, [key_pts for key_pts, _ in keys]).tolist()
     key_frames = sorted(KeyFrame(number, *key) for number, key in zip(numbers, keys, strict=True))
-    return VideoScan(path, _seconds(times, time_base), times, () if names & _UNSURE else tuple(key_frames))
+    seconds = times * time_base.numerator / time_base.denominator
+    notes = _missing_frames(promised, packets, len(times))
+    return VideoScan(path, seconds, times, () if names & _UNSURE else tuple(key_frames), notes)
 
 
 def scan_by_decoding(path: Path) -> VideoScan:
@@ -197,14 +202,12 @@ def scan_by_decoding(path: Path) -> VideoScan:
         raise VideoReadError(
             f"damaged: {decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})"
         )
-    notes = []
+    notes = _missing_frames(promised, decoder.packets, len(times))
     if decoder.bad_packets:
-        notes.append(f"{decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})")
+        notes += (f"{decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})",)
     elif decoder.first_error:
-        notes.append(f"ends early ({damage})")
-    if promised > decoder.packets:
-        notes.append(f"the container promises {promised} frames, {len(times)} are there")
-    return VideoScan(path, np.array(times, np.float64), notes=tuple(notes))
+        notes += (f"ends early ({damage})",)
+    return VideoScan(path, np.array(times, np.float64), notes=notes)
 
 
 def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
@@ -402,8 +405,9 @@ def _last_key(video: VideoScan, number: int) -> KeyFrame | None:
     return video.keys[at - 1] if at else None
 
 
-def _seconds(pts: NDArray[np.int64], time_base: Fraction) -> NDArray[np.float64]:
-    return pts * time_base.numerator / time_base.denominator
+def _missing_frames(promised: int, packets: int, frames: int) -> tuple[str, ...]:
+    """A note if the header of the container promises more frames than there are packets."""
+    return (f"the container promises {promised} frames, {frames} are there",) if promised > packets else ()
 
 
 def _reason(error: Exception) -> str:
