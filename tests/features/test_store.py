@@ -145,7 +145,7 @@ sys.path[:] = sys.argv[2].split("|")
 from pathlib import Path
 from test_store import FeatureStore, RECIPE, row
 with FeatureStore(Path(sys.argv[1]), RECIPE) as store:
-    for number in range(40):
+    for number in range(150):
         if f"{number:03}" not in store:
             store.add(f"{number:03}", row(number))
             print(number, flush=True)
@@ -157,7 +157,7 @@ def test_killed_at_any_moment_no_finished_row_is_lost_and_the_file_opens(tmp_pat
     path = "|".join([str(Path(__file__).parent), *sys.path])
     for attempt in range(8):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(output), path], stdout=subprocess.PIPE, text=True)
-        finished.add(int(writer.stdout.readline()))
+        finished |= {int(line) for line in writer.stdout.readline().split()}
         time.sleep(0.013 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
         finished |= {int(line) for line in writer.stdout.read().split()}
@@ -169,6 +169,6 @@ def test_killed_at_any_moment_no_finished_row_is_lost_and_the_file_opens(tmp_pat
             assert all(f"{number:03}" in store for number in finished)
     subprocess.run([sys.executable, "-c", WRITER, str(output), path], check=True, stdout=subprocess.DEVNULL)
     with h5py.File(output) as file:
-        assert file["num_frames"][:].tolist() == list(range(40))
-        assert (file["flow/inception_4e_output"][:, 5, 3, 2] == np.arange(40)).all()
+        assert file["num_frames"][:].tolist() == list(range(150))
+        assert (file["flow/inception_4e_output"][:, 5, 3, 2] == np.arange(150)).all()
     assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
