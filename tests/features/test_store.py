@@ -91,7 +91,7 @@ def test_a_run_without_any_row_leaves_no_file(tmp_path):
 def test_another_recipe_is_an_error_that_names_the_field(tmp_path, change, named):
     write(tmp_path / "f.h5", "a")
     with pytest.raises(FeatureFileError, match=named):
-        FeatureStore(tmp_path / "f.h5", {**RECIPE, **change})
+        write(tmp_path / "f.h5", recipe={**RECIPE, **change})
     assert read_ids(tmp_path / "f.h5")[0] == ["a"]
 
 
@@ -115,16 +115,28 @@ def test_what_is_no_feature_file_is_never_written_to(tmp_path):
     path = tmp_path / "f.h5"
     path.write_bytes(b"my thesis")
     with pytest.raises(FeatureFileError, match="not a readable feature file"):
-        FeatureStore(path, RECIPE)
+        write(path, "a")
     assert path.read_bytes() == b"my thesis"
     with h5py.File(path, "w") as file:
         file["data"] = 1
     with pytest.raises(FeatureFileError, match="not of tvnet features"):
-        FeatureStore(path, RECIPE)
+        write(path, "a")
     with h5py.File(path, "w") as file:
         file.attrs["format"], file.attrs["format_version"] = "tvnet-features", 2
     with pytest.raises(FeatureFileError, match="format version 2"):
-        FeatureStore(path, RECIPE)
+        write(path, "a")
+
+
+def test_a_second_run_on_the_same_file_is_kept_out(tmp_path):
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        store.add("a", row(1))
+        with pytest.raises(FeatureFileError, match="another run is writing"):
+            write(tmp_path / "f.h5", "b")
+        write(tmp_path / "g.h5", "b")
+        store.add("c", row(2))
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "c"]
+    write(tmp_path / "f.h5", "b")
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b", "c"]
 
 
 def test_an_error_in_the_middle_keeps_the_rows_before_it(tmp_path):

@@ -21,6 +21,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from tvnet_cli.errors import FeatureFileError
@@ -54,7 +55,7 @@ class _Row:
 
 
 class FeatureStore:
-    """A feature file that grows row by row.
+    """A feature file that grows row by row, inside a ``with`` block.
 
     Parameters
     ----------
@@ -63,12 +64,12 @@ class FeatureStore:
     recipe : dict
         All that decides the values, ready for JSON. Kept in the file.
     overwrite : bool
-        Do without the rows that are there; the old file stays until the first pack replaces it.
+        Do without the rows that are there; the old file stays until the run ends.
 
     Raises
     ------
     FeatureFileError
-        If ``output`` is no feature file, or was made by another recipe.
+        On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run.
 
     Examples
     --------
@@ -78,26 +79,33 @@ class FeatureStore:
     """
 
     def __init__(self, output: Path, recipe: Recipe, overwrite: bool = False) -> None:
-        self.output, self.recipe = output, recipe
+        self.output, self.recipe, self.overwrite = output, recipe, overwrite
         self.parts = output.with_name(output.name + ".parts")
+        self._lock = FileLock(self.parts / "lock", timeout=0)
         self._rows: dict[str, _Row] = {}
         self._unpacked = False
-        if overwrite:
-            shutil.rmtree(self.parts, ignore_errors=True)
-        elif output.exists():
-            self._take_rows(output)
-        for part in sorted(self.parts.glob("*.h5")):
-            self._take_rows(part)
-            self._unpacked = True
-        self.parts.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is better known now
 
     def __enter__(self) -> FeatureStore:
+        self.parts.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FeatureFileError(f"another run is writing {self.output}: wait for it, or choose another") from None
+        try:
+            self._find_rows()
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.pack()
+        try:
+            if self._unpacked:
+                self._pack()
+        finally:
+            self._leave()
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self._rows
@@ -122,13 +130,25 @@ class FeatureStore:
         self._rows[video_id] = _Row(path, 0)
         self._unpacked = True
 
-    def pack(self) -> None:
-        """Join all finished rows in the feature file, sorted by id."""
-        if self._unpacked:
-            self._join_rows()
-        shutil.rmtree(self.parts, ignore_errors=True)
+    def _find_rows(self) -> None:
+        """The rows that earlier runs finished, packed or not."""
+        parts = sorted(self.parts.glob("*.h5"))
+        if self.overwrite:
+            for part in parts:
+                part.unlink()
+            return
+        for path in [self.output, *parts] if self.output.exists() else parts:
+            ids, recipe = read_ids(path)
+            difference = _first_difference(recipe, self.recipe)
+            if difference:
+                raise FeatureFileError(
+                    f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
+                )
+            self._rows.update({video_id: _Row(path, number) for number, video_id in enumerate(ids)})
+        self._unpacked = bool(parts)
 
-    def _join_rows(self) -> None:
+    def _pack(self) -> None:
+        """Join all finished rows in the feature file, sorted by id."""
         with _replacing(self.output) as file:
             for number, video_id in enumerate(sorted(self._rows)):
                 row = self._rows[video_id]
@@ -139,17 +159,14 @@ class FeatureStore:
                         _create(file, self.recipe, len(self._rows), samples)
                     for name in names:
                         file[name][number] = source[name][row.number]
-        self._rows = {video_id: _Row(self.output, number) for number, video_id in enumerate(sorted(self._rows))}
-        self._unpacked = False
+        for part in self.parts.glob("*.h5"):
+            part.unlink()
 
-    def _take_rows(self, path: Path) -> None:
-        ids, recipe = read_ids(path)
-        difference = _first_difference(recipe, self.recipe)
-        if difference:
-            raise FeatureFileError(
-                f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
-            )
-        self._rows.update({video_id: _Row(path, number) for number, video_id in enumerate(ids)})
+    def _leave(self) -> None:
+        """Let the next run in; the folder of parts goes unless rows wait in it."""
+        if not any(self.parts.glob("*.h5")):
+            shutil.rmtree(self.parts, ignore_errors=True)
+        self._lock.release()
 
 
 def read_ids(path: Path) -> tuple[list[str], Recipe]:
