@@ -139,12 +139,14 @@ def test_a_wrong_promise_of_the_packets_is_seen_and_repaired(tmp_path, monkeypat
         np.delete(true.pts, -1),  # the last one is missing
         np.sort(np.append(true.pts, true.pts[150] + 1)),  # one in the middle that is never shown
         np.delete(true.pts, 150),
+        np.sort(np.append(np.delete(true.pts, 150), true.pts[150] + 1)),  # one at another time
     ):
         promise = decode.VideoScan(film, wrong / 12800, wrong, true.keys)
         monkeypatch.setattr(decode, "scan", lambda path, promise=promise: promise)
         clips = read_clips(film)
         assert clips.num_frames == 300
         assert numbers_shown(clips) == clips.frame_index.tolist()
+        assert np.array_equal(clips.pts_seconds, true.pts_seconds[clips.frame_index])
 
 
 def test_counting_by_decoding_agrees_with_the_packets(tmp_path):

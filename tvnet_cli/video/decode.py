@@ -385,11 +385,9 @@ def _seek(
             packet = next((packet for packet in packets if packet.is_keyframe), None)
             if packet is None or packet.pts is None:
                 continue
-            start, landed = packet.pts, numbers.get(packet.pts, after)
+            landed = numbers.get(packet.pts, after)
             if after < landed <= key.number:
-                frames = _decode(chain([packet], packets))
-                # Frames shown before the key frame need pictures that were not read.
-                return (frame for frame in frames if frame.pts is None or frame.pts >= start), landed
+                return _decode(chain([packet], packets)), landed
         key = _last_key(video, key.number - 1)
     raise FrameListError("no way to the frame by seeking")
 
