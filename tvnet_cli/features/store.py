@@ -73,9 +73,12 @@ class FeatureStore:
 
     Examples
     --------
-    >>> with FeatureStore(Path("features.h5"), recipe) as store:       # doctest: +SKIP
-    ...     if "a.mp4" not in store:
-    ...         store.add("a.mp4", {"flow/global_pool": vector, "num_frames": 120})
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with FeatureStore(Path(folder, "features.h5"), recipe={}) as store:
+    ...         store.add("a.mp4", {"flow/global_pool": np.ones(1024, np.float32), "num_frames": 120})
+    ...     read_ids(Path(folder, "features.h5"))
+    (['a.mp4'], {})
     """
 
     def __init__(self, output: Path, recipe: Recipe, overwrite: bool = False) -> None:
