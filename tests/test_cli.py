@@ -67,6 +67,13 @@ def test_features_writes_a_file_and_says_what_it_did(films, tmp_path):
     assert recipe["weights"]["flow"]["name"] == "untrained"
     assert recipe["tvnet"]["flow"]["num_iterations"] == 50
     assert recipe["software"]["tvnet"] == __version__
+    assert recipe["software"]["device"]
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_verbose_names_device_and_weights(films, tmp_path):
+    result = features(films, "-o", tmp_path / "f.h5", "-v", "--device", "cpu")
+    assert re.search(r"flow stream on cpu: untrained, sha256 [0-9a-f]{64}\n", result.stderr)
 
 
 @pytest.mark.usefixtures("two_clips")

@@ -105,7 +105,7 @@ def features(
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress:
         for model in models.values():
-            progress.announce(model)
+            progress.announce(model, chosen)
         results = extract_features(
             videos, output, models, device=chosen, batch_size=batch_size, jobs=jobs, overwrite=overwrite
         )

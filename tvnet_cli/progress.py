@@ -55,16 +55,16 @@ class VideoProgress:
     ) -> None:
         self._bar.stop()
 
-    def announce(self, model: StreamModel) -> None:
-        """Say which weights serve a stream, and aloud if they were never trained."""
+    def announce(self, model: StreamModel, device: object) -> None:
+        """Say which weights serve a stream and where, and aloud if they were never trained."""
         stream, card = model.card.stream, model.card
         if model.name == UNTRAINED:
             self._say(
                 f"[yellow]untrained weights[/yellow] ({card.source}) for the {stream} stream: good for trying out, "
                 "the features hold no learned motion"
             )
-        elif self.verbosity:
-            self._say(f"{stream} stream: {escape(model.name)}, {escape(card.source)}, sha256 {card.sha256[:16]}")
+        if self.verbosity:
+            self._say(f"{stream} stream on {device}: {escape(model.name)}, sha256 {card.sha256}")
 
     def show(self, result: VideoResult) -> None:
         """Count one video, and say what there is to say about it."""

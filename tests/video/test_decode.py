@@ -222,6 +222,18 @@ def sound_only(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+def sound_with_cover_picture(path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        sound, cover = container.add_stream("aac", rate=8000), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.rate = 8000
+        for stream, frame in ((cover, picture), (cover, None), (sound, samples), (sound, None)):
+            container.mux(stream.encode(frame))
+
+
 def tiny(path: Path) -> None:
     write_film(path, 9, picture=lambda number: np.zeros((8, 40), np.uint8))
 
@@ -233,6 +245,7 @@ def tiny(path: Path) -> None:
         (empty, "the file is empty"),
         (header_only, "cannot open|no decodable frame"),
         (sound_only, "no video stream"),
+        (sound_with_cover_picture, "no video stream"),
         (tiny, "too small: 40 x 8 pixels"),
         (lambda path: path.mkdir(), "cannot open|not a video"),
         (lambda path: None, "no such file"),

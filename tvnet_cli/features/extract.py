@@ -124,7 +124,7 @@ def extract_features(
     def read(video: Video) -> VideoClips:
         return read_clips(video.path, options.num_clips, options.clip_length, options.short_side, options.crop_size)
 
-    with FeatureStore(output, recipe(options, models), overwrite) as store:
+    with FeatureStore(output, recipe(options, models, device), overwrite) as store:
         todo = [video for video in videos if video.video_id not in store]
         yield from (VideoResult(video.video_id, "skipped") for video in videos if video.video_id in store)
         for video, future in _read_ahead(read, todo, jobs):
@@ -205,8 +205,8 @@ def default_batch_size(device: torch.device) -> int:
     return 25 if device.type == "cuda" else 1
 
 
-def recipe(options: ExtractOptions, models: Models) -> Recipe:
-    """All that decides the values in a feature file, and the software that ran."""
+def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:
+    """All that decides the values in a feature file, and the software and device that ran."""
     versions = {"torch": torch.__version__, "av": av.__version__, "numpy": np.__version__, "h5py": h5py.__version__}
     return {
         "options": as_dict(options),
@@ -215,7 +215,7 @@ def recipe(options: ExtractOptions, models: Models) -> Recipe:
             for stream, model in models.items()
         },
         "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
-        "software": {"tvnet": __version__, "python": platform.python_version(), **versions},
+        "software": {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)},
     }
 
 
