@@ -16,7 +16,8 @@ import click
 
 from tvnet_cli import __version__
 from tvnet_cli.errors import TVNetError
-from tvnet_cli.options import DEFAULT_JOBS, STREAMS, ExtractOptions, Stream
+from tvnet_cli.options import DEFAULT_BATCH_SIZE, DEFAULT_JOBS, STREAMS, ExtractOptions, Stream
+from tvnet_cli.video.files import find_videos
 
 PATH = click.Path(path_type=Path)
 FAILED, INTERRUPTED = 1, 130
@@ -56,7 +57,9 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--streams", default=",".join(ExtractOptions.streams), show_default=True, help="flow, rgb or flow,rgb.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Clips whose flow is computed at once.  [default: 1, GPU 25]"
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
 )
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=DEFAULT_JOBS, show_default=True, help="Videos decoded at once."
@@ -91,11 +94,9 @@ def features(
         raise click.UsageError("give folders or video files, or --from-file LIST")
     wanted = _parse_streams(streams)
 
-    from tvnet_cli.video.files import find_videos
-
     videos = find_videos(paths)
 
-    # From here on torch is needed.
+    # From here on torch is needed; --help answers without it.
     from tvnet_cli.features.extract import choose_device, extract_features
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress

@@ -15,6 +15,8 @@ Stream = Literal["flow", "rgb"]
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
 DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
+# Clips whose flow is computed at once: few keep a CPU's caches warm, many fill a GPU.
+DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 25}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tvnet_cli.errors import DeviceError, VideoReadError
 from tvnet_cli.features.store import FeatureStore, Recipe
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
 from tvnet_cli.network.weights import FlowInput, RGBInput, StreamModel
-from tvnet_cli.options import DEFAULT_JOBS, ExtractOptions, Stream, as_dict
+from tvnet_cli.options import DEFAULT_BATCH_SIZE, DEFAULT_JOBS, ExtractOptions, Stream, as_dict
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import Video
 
@@ -134,7 +134,7 @@ def extract_features(
                 yield VideoResult(video.video_id, "failed", reason=_reason(error), error=error)
                 continue
             started = time.perf_counter()
-            features = video_features(clips, models, device, batch_size or default_batch_size(device))
+            features = video_features(clips, models, device, batch_size or DEFAULT_BATCH_SIZE[device.type])
             store.add(video.video_id, {**features, **_frames_used(clips)})
             yield VideoResult(
                 video.video_id,
@@ -198,11 +198,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(f"{name} was asked for, but PyTorch sees {count} CUDA devices here; use --device cpu or auto")
     return device
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Clips whose flow is computed at once: few keep a CPU's caches warm, many fill a GPU."""
-    return 25 if device.type == "cuda" else 1
 
 
 def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,6 @@ class FeatureStore:
         self.parts = output.with_name(output.name + ".parts")
         self._lock = FileLock(self.parts / "lock", timeout=0)
         self._rows: dict[str, _Row] = {}
-        self._unpacked = False
 
     def __enter__(self) -> FeatureStore:
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -105,16 +105,13 @@ class FeatureStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._unpacked:
+            if self._part_files():
                 self._pack()
         finally:
             self._leave()
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self._rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def add(self, video_id: str, values: dict[str, ArrayLike]) -> None:
         """Keep the finished row of one video.
@@ -131,11 +128,13 @@ class FeatureStore:
             for name, value in values.items():
                 file[name][0] = value
         self._rows[video_id] = _Row(path, 0)
-        self._unpacked = True
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self.parts.glob("*.h5"))
 
     def _find_rows(self) -> None:
         """The rows that earlier runs finished, packed or not."""
-        parts = sorted(self.parts.glob("*.h5"))
+        parts = self._part_files()
         if self.overwrite:
             for part in parts:
                 part.unlink()
@@ -148,26 +147,29 @@ class FeatureStore:
                     f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
                 )
             self._rows.update({video_id: _Row(path, number) for number, video_id in enumerate(ids)})
-        self._unpacked = bool(parts)
 
     def _pack(self) -> None:
         """Join all finished rows in the feature file, sorted by id."""
+        moves: dict[Path, list[tuple[int, int]]] = defaultdict(list)  # from row, to row; each file is opened once
+        for number, video_id in enumerate(sorted(self._rows)):
+            row = self._rows[video_id]
+            moves[row.path].append((row.number, number))
         with _replacing(self.output) as file:
-            for number, video_id in enumerate(sorted(self._rows)):
-                row = self._rows[video_id]
-                with h5py.File(row.path, "r") as source:
+            for path, rows in moves.items():
+                with h5py.File(path, "r") as source:
                     names = [name for name in _DATASETS if name in source]
-                    if number == 0:
-                        samples = {name: source[name][row.number] for name in names if name != "video_id"}
+                    if "video_id" not in file:
+                        samples = {name: source[name][0] for name in names if name != "video_id"}
                         _create(file, self.recipe, len(self._rows), samples)
                     for name in names:
-                        file[name][number] = source[name][row.number]
-        for part in self.parts.glob("*.h5"):
+                        for old, new in rows:
+                            file[name][new] = source[name][old]
+        for part in self._part_files():
             part.unlink()
 
     def _leave(self) -> None:
         """Let the next run in; the folder of parts goes unless rows wait in it."""
-        if not any(self.parts.glob("*.h5")):
+        if not self._part_files():
             shutil.rmtree(self.parts, ignore_errors=True)
         self._lock.release()
 

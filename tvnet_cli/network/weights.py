@@ -41,6 +41,12 @@ class FlowInput:
     clip_pixels: float
     order: StackOrder
 
+    def __post_init__(self) -> None:
+        if self.order not in get_args(StackOrder) or not self.scale > 0 or not self.clip_pixels > 0:
+            raise ValueError(
+                f"flow input needs scale > 0, clip_pixels > 0, order in {get_args(StackOrder)}, not {self}"
+            )
+
 
 @dataclass(frozen=True)
 class RGBInput:
@@ -48,6 +54,11 @@ class RGBInput:
 
     mean: tuple[float, float, float]
     order: ChannelOrder
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(ChannelOrder) or len(self.mean) != 3:
+            raise ValueError(f"RGB input needs three means and order in {get_args(ChannelOrder)}, not {self}")
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
 
 
 @dataclass(frozen=True)
@@ -231,9 +242,9 @@ def read_card(path: Path) -> WeightCard:
     stream_input = _entry(table, "input", dict, path)
     numbers, schedule = table.pop("numbers", {}), table.pop("tvnet", {})
     try:
-        known = _flow_input if texts["stream"] == "flow" else _rgb_input
-        card = WeightCard(**texts, input=known(stream_input), numbers=numbers, tvnet=TVNetOptions(**schedule))
-    except (TypeError, ValueError, KeyError) as error:
+        how = FlowInput(**stream_input) if texts["stream"] == "flow" else RGBInput(**stream_input)
+        card = WeightCard(**texts, input=how, numbers=numbers, tvnet=TVNetOptions(**schedule))
+    except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: {error}") from error
     if table:
         raise WeightsError(f"{path}: unknown entry {next(iter(table))!r}")
@@ -241,20 +252,6 @@ def read_card(path: Path) -> WeightCard:
 
 
 _CARD_TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
-
-
-def _flow_input(table: dict[str, Any]) -> FlowInput:
-    values = FlowInput(**table)
-    if values.order not in get_args(StackOrder) or not values.scale > 0 or not values.clip_pixels > 0:
-        raise ValueError(f"[input] needs scale > 0, clip_pixels > 0 and order in {get_args(StackOrder)}, not {table}")
-    return values
-
-
-def _rgb_input(table: dict[str, Any]) -> RGBInput:
-    values = RGBInput(**table)
-    if values.order not in get_args(ChannelOrder) or len(values.mean) != 3:
-        raise ValueError(f"[input] needs three means and order in {get_args(ChannelOrder)}, not {table}")
-    return RGBInput(tuple(float(value) for value in values.mean), values.order)  # type: ignore[arg-type]
 
 
 def _entry(table: dict[str, Any], key: str, kind: type, path: Path) -> Any:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tvnet_cli.options import ExtractOptions
 
-def clip_frames(num_frames: int, num_clips: int = 25, clip_length: int = 6) -> NDArray[np.int64]:
+
+def clip_frames(
+    num_frames: int, num_clips: int = ExtractOptions.num_clips, clip_length: int = ExtractOptions.clip_length
+) -> NDArray[np.int64]:
     """Numbers of the frames in clips of equal length.
 
     Clip i covers the frames ``[i * T / num_clips, (i + 1) * T / num_clips)`` of T. Its ``clip_length`` consecutive

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FrameListError, VideoReadError
+from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.clips import clip_frames
 
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
@@ -97,7 +98,11 @@ class VideoClips:
 
 
 def read_clips(
-    path: Path, num_clips: int = 25, clip_length: int = 6, short_side: int = 256, crop_size: int = 224
+    path: Path,
+    num_clips: int = ExtractOptions.num_clips,
+    clip_length: int = ExtractOptions.clip_length,
+    short_side: int = ExtractOptions.short_side,
+    crop_size: int = ExtractOptions.crop_size,
 ) -> VideoClips:
     """Read the clips of a video, each frame resized and cropped.
 
@@ -376,7 +381,7 @@ def _seek(
     container: av.container.InputContainer, stream: av.VideoStream, video: VideoScan, key: KeyFrame | None, after: int
 ) -> tuple[Iterator[av.VideoFrame], int]:
     """Decode from the frame ``key``, or from an earlier one behind ``after`` if the container leads there."""
-    numbers = {known.pts: known.number for known in video.keys}
+    assert video.pts is not None
     while key is not None and key.number > after:
         # Some containers look up the time of showing, others that of decoding.
         for time in (key.pts, key.dts):
@@ -385,8 +390,8 @@ def _seek(
             packet = next((packet for packet in packets if packet.is_keyframe), None)
             if packet is None or packet.pts is None:
                 continue
-            landed = numbers.get(packet.pts, after)
-            if after < landed <= key.number:
+            landed = int(np.searchsorted(video.pts, packet.pts))
+            if after < landed <= key.number and video.pts[landed] == packet.pts:
                 return _decode(chain([packet], packets)), landed
         key = _last_key(video, key.number - 1)
     raise FrameListError("no way to the frame by seeking")
