@@ -5,6 +5,8 @@ TVNetError
         FrameListError   decoded frames that differ from the packet scan; met and answered inside ``video``
     WeightsError         weights or their card, missing or wrong
     FeatureFileError     a feature file that is not ours, or was made in another way
+    FlowFileError        a file of flow that cannot be read, or was made in another way
+    OutputError          outputs that cannot be told apart, or that would be written over something
     DatasetError         a set of inputs that cannot be worked on
     DeviceError          a device that was asked for and is not there
 """
@@ -30,6 +32,14 @@ class WeightsError(TVNetError):
 
 class FeatureFileError(TVNetError):
     """A feature file that is not ours, or that another recipe made."""
+
+
+class FlowFileError(TVNetError):
+    """A file or folder of flow that cannot be read, or that another recipe made."""
+
+
+class OutputError(TVNetError):
+    """Outputs that were asked for in a way that does not work: wrong usage, exit code 2."""
 
 
 class DatasetError(TVNetError):

@@ -11,10 +11,14 @@ from typing import Literal
 
 Sampler = Literal["authors", "exact"]
 Stream = Literal["flow", "rgb"]
+FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
+FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
 DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
+DEFAULT_PRESET = "tvnet-50"
+MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
 # Clips whose flow is computed at once: few keep a CPU's caches warm, many fill a GPU.
 DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 25}
 
@@ -99,7 +103,64 @@ class ExtractOptions:
             raise ValueError(f"a crop of {self.crop_size} pixels does not fit a short side of {self.short_side}")
 
 
-def as_dict(options: TVNetOptions | ExtractOptions) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class FrameOptions:
+    """Which frames optical flow is computed on, and at which size.
+
+    Attributes
+    ----------
+    start, end : float, seconds, or None
+        Frames from ``start`` on and before ``end``; None is the beginning and the end of the film.
+    every : int
+        Of these, each so-manieth frame; flow then leads from each one kept to the next one kept.
+    short_side : int, pixels, or None
+        The short side of each frame is resized to this, the other in the same ratio.
+    size : (int, int), pixels, or None
+        Height and width that frames are resized to. With neither, frames keep their size.
+    fps : float
+        Frames a second of pictures, which have no times of their own, and of films without times.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    every: int = 1
+    short_side: int | None = None
+    size: tuple[int, int] | None = None
+    fps: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, not {self.every}")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"the end, {self.end:g} s, does not lie behind the start, {self.start:g} s")
+        if self.short_side is not None and self.size is not None:
+            raise ValueError("give a short side or a size, not both")
+        if min(self.size or (self.short_side or MIN_FRAME_SIDE,)) < MIN_FRAME_SIDE:
+            raise ValueError(f"frames must be at least {MIN_FRAME_SIDE} pixels on each side")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be a positive number, not {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOptions:
+    """What is computed for each pair of frames beside the flow from the first to the second.
+
+    Attributes
+    ----------
+    backward : bool
+        The flow from the second frame to the first.
+    occlusion : bool
+        The mask of pixels whose forward and backward flow contradict each other.
+    scales : bool
+        The flow of every level of the pyramid.
+    """
+
+    backward: bool = False
+    occlusion: bool = False
+    scales: bool = False
+
+
+def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions) -> dict[str, object]:
     """The options by name, ready for JSON."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +13,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tvnet_cli.features.extract import VideoResult
+from tvnet_cli.flow.field import FlowField
+from tvnet_cli.flow.outputs import Target
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
+from tvnet_cli.video.sequence import FrameSequence
+
+SECONDS_BETWEEN_LINES = 30  # of a long run without a terminal
 
 
 class VideoProgress:
@@ -106,3 +112,101 @@ class VideoProgress:
     def _say(self, line: str, always: bool = False) -> None:
         if always or not self.quiet:
             self.console.print(line)
+
+
+class FlowProgress:
+    """Fields done and left, their rate and the time left; a bar on a terminal, else a line now and then.
+
+    Parameters
+    ----------
+    sequence : FrameSequence
+    quiet : bool
+        Say only what failed.
+    """
+
+    def __init__(self, sequence: FrameSequence, quiet: bool = False) -> None:
+        self.sequence, self.quiet = sequence, quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.last: FlowField | None = None
+        self._computed = 0
+        self._started = self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("fields"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("fields", total=self.num_fields, rate="")
+
+    @property
+    def num_fields(self) -> int:
+        """Fields that there are to be, as far as is known."""
+        return len(self.sequence.frame_index) - 1
+
+    def __enter__(self) -> FlowProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, field: FlowField) -> None:
+        """Count one field."""
+        self.last = field
+        self._computed += 1
+        now = time.monotonic()
+        rate = f"{self._computed / max(now - self._started, 1e-3):.1f}/s"
+        self._bar.update(self._task, completed=field.position + 1, total=self.num_fields, rate=rate)
+        if now - self._said > SECONDS_BETWEEN_LINES and not self.console.is_terminal:
+            self._say(f"[{field.position + 1}/{self.num_fields}] {rate}")
+            self._said = now
+
+    def close(self, targets: Sequence[Target], max_flow: float | None, interrupted: bool) -> None:
+        """The closing lines: what was written, and how to read its colours."""
+        for note in self.sequence.notes:
+            self._say(f"[yellow]note[/yellow] {escape(self.sequence.name)}: {escape(note)}")
+        written = ", ".join(_written(targets))
+        if self.last is not None:
+            height, width = self.last.first.shape[:2]
+            before = self.last.position + 1 - self._computed
+            earlier = f" ({before} were there already)" if before else ""
+            self._say(
+                f"{self.last.position + 1} of {self.num_fields} fields of {width} x {height} pixels{earlier} "
+                f"in {time.monotonic() - self._started:.1f} s" + (f"; wrote {escape(written)}" if written else "")
+            )
+        elif not interrupted and written:
+            self._say(f"nothing to do: all {self.num_fields} fields are in {escape(written)}")
+        if max_flow is not None and any(target.coloured for target in targets):
+            self._say(f"colours: full at {max_flow:.3g} pixels, darker beyond; --max-flow changes it")
+        if interrupted:
+            again = "; the same command goes on from here" if any(target.resumes for target in targets) else ""
+            self._say(f"interrupted: {self.kept()}{again}", always=True)
+
+    def kept(self) -> str:
+        """What is left of a run that ended early."""
+        return f"{self.last.position + 1} fields are kept" if self.last else "no field was written"
+
+    def summary(self, targets: Sequence[Target], max_flow: float | None) -> dict[str, object]:
+        """The run as plain values, ready for JSON."""
+        return {
+            "input": [str(path) for path in self.sequence.files],
+            "outputs": _written(targets),
+            "fields": self.last.position + 1 if self.last else self.num_fields,
+            "size": list(self.last.first.shape[:2]) if self.last else None,
+            "max_flow_pixels": max_flow,
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+
+    def _say(self, line: str, always: bool = False) -> None:
+        if always or not self.quiet:
+            self.console.print(line)
+
+
+def _written(targets: Sequence[Target]) -> list[str]:
+    return list(dict.fromkeys(str(target.path) for target in targets if target.path.exists()))

@@ -10,9 +10,10 @@ import torch
 from films import write_film
 
 from tvnet_cli import TVNet
+from tvnet_cli.device import choose_device
 from tvnet_cli.errors import DeviceError, FeatureFileError
 from tvnet_cli.features import extract
-from tvnet_cli.features.extract import choose_device, extract_features
+from tvnet_cli.features.extract import extract_features
 from tvnet_cli.network.weights import load_models
 from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.decode import read_clips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -11,19 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import av
-import h5py
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tvnet_cli import __version__
-from tvnet_cli.errors import DeviceError, VideoReadError
-from tvnet_cli.features.store import FeatureStore, Recipe
+from tvnet_cli.device import true_float32
+from tvnet_cli.errors import VideoReadError
+from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
 from tvnet_cli.network.weights import FlowInput, RGBInput, StreamModel
 from tvnet_cli.options import DEFAULT_BATCH_SIZE, DEFAULT_JOBS, ExtractOptions, Stream, as_dict
+from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import Video
 
@@ -92,7 +90,7 @@ def extract_features(
     models : dict of stream to StreamModel
         From ``tvnet_cli.network.weights.load_models``.
     device : torch.device or str
-        See ``choose_device``.
+        See ``tvnet_cli.device.choose_device``.
     batch_size : int
         Clips whose flow is computed at once. Decides memory and speed, not results.
     jobs : int
@@ -164,8 +162,7 @@ def video_features(clips: VideoClips, models: Models, device: torch.device, batc
         Each layer averaged over the clips, then divided by its L2 norm over all its values.
     """
     features: dict[str, ArrayLike] = {}
-    # True float32, and the same on every run, also on a GPU.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with true_float32():
         if "flow" in models:
             parts = _on_device(clips.frames, device, batch_size)
             stacks = torch.cat([_flow_stacks(part, models["flow"]) for part in parts])
@@ -178,31 +175,8 @@ def video_features(clips: VideoClips, models: Models, device: torch.device, batc
     return features
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:i``; ``auto`` is CUDA where there is one.
-
-    Raises
-    ------
-    DeviceError
-        If it is not there, or there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"no device is called {name!r}: auto, cpu, cuda or cuda:0, cuda:1 ...") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"features are computed on cpu or cuda, not on {name!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(f"{name} was asked for, but PyTorch sees {count} CUDA devices here; use --device cpu or auto")
-    return device
-
-
 def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:
     """All that decides the values in a feature file, and the software and device that ran."""
-    versions = {"torch": torch.__version__, "av": av.__version__, "numpy": np.__version__, "h5py": h5py.__version__}
     return {
         "options": as_dict(options),
         "weights": {
@@ -210,7 +184,7 @@ def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Rec
             for stream, model in models.items()
         },
         "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
-        "software": {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)},
+        "software": software(device),
     }
 
 

@@ -26,11 +26,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.recipe import Recipe, first_difference
 
 FORMAT, FORMAT_VERSION = "tvnet-features", 1
-NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
-
-Recipe = dict[str, Any]
 
 # dataset: (description, unit)
 _DATASETS = {
@@ -141,7 +139,7 @@ class FeatureStore:
             return
         for path in [self.output, *parts] if self.output.exists() else parts:
             ids, recipe = read_ids(path)
-            difference = _first_difference(recipe, self.recipe)
+            difference = first_difference(recipe, self.recipe)
             if difference:
                 raise FeatureFileError(
                     f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
@@ -221,13 +219,3 @@ def _replacing(path: Path) -> Iterator[h5py.File]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _first_difference(old: Any, new: Any, name: str = "") -> str:
-    """Name and values of the first entry that differs, or nothing."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in dict.fromkeys([*old, *new]) if key not in NOT_COMPARED]
-        differences = (_first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
-        return next(filter(None, differences), "")
-    was, now = json.dumps(old), json.dumps(new)
-    return "" if was == now else f"{name} was {was}, now {now}"

@@ -24,9 +24,8 @@ from tvnet_cli.flow.operators import (
     stretch_range,
     warp,
 )
-from tvnet_cli.options import Sampler, TVNetOptions
+from tvnet_cli.options import MIN_FRAME_SIDE, Sampler, TVNetOptions
 
-MIN_FRAME_SIDE = 16  # pixels, of the frames given
 MIN_LEVEL_SIDE = 3  # pixels; a centred difference needs three
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
 

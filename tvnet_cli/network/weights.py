@@ -218,6 +218,25 @@ def load_weights(name: str) -> StreamModel:
     return StreamModel(name, card, network.eval(), tvnet)
 
 
+def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | None]:
+    """The solver of weights, and their sha256; without a name an untrained one with the schedule of ``options``.
+
+    Raises
+    ------
+    WeightsError
+        Also if the weights hold no trained kernels.
+    """
+    if name is None:
+        return TVNet.from_options(options).eval(), None
+    model = load_weights(name)
+    if model.tvnet is None:
+        raise WeightsError(f"{name} is for the {model.card.stream} stream and holds no TVNet")
+    untrained = TVNet.from_options(model.tvnet.options, u0_size=tuple(model.tvnet.u0.shape[2:])).state_dict()
+    if all(torch.equal(tensor, untrained[key]) for key, tensor in model.tvnet.state_dict().items()):
+        raise WeightsError(f"{name} holds no trained TVNet kernels: leave out --weights, or choose another file")
+    return model.tvnet, model.card.sha256
+
+
 def read_card(path: Path) -> WeightCard:
     """Read the card of a weight file.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FrameListError, VideoReadError
-from tvnet_cli.options import ExtractOptions
+from tvnet_cli.options import MIN_FRAME_SIDE, ExtractOptions
 from tvnet_cli.video.clips import clip_frames
 
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
-MAX_BAD_PACKETS = 0.05  # share of the packets; a video with more is refused as damaged
-MIN_SIDE = 16  # pixels
+MAX_BAD_PACKETS = 0.05  # share of the packets; clips of a video with more are refused
+MAX_MISSING = 0.05  # share of what the container promises; headers are often a little wrong, and no more than this
 
 # Titles in another encoding are no reason to refuse a film. From PyAV 19 on they are none anyway.
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -45,6 +45,25 @@ class KeyFrame(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Damage:
+    """What of a video cannot be decoded.
+
+    Attributes
+    ----------
+    reason : str
+    seconds : float
+        Time of the last frame before it; NaN where the container has no times.
+    bad_packets, packets : int
+        Packets that cannot be decoded, out of all that are there.
+    """
+
+    reason: str
+    seconds: float
+    bad_packets: int
+    packets: int
+
+
+@dataclass(frozen=True)
 class VideoScan:
     """The frame list of a video.
 
@@ -57,15 +76,21 @@ class VideoScan:
         The same in units of the stream, as promised by the packets. None: the frames were counted by decoding.
     keys : tuple of KeyFrame
         Where decoding can start, in order; empty: only at the beginning.
+    time_base : Fraction, seconds, or None
+        Unit of the stream's times, which are whole multiples of it.
     notes : tuple of str
         What is not as it should be, for people.
+    damage : Damage or None
+        None: as far as the scan can tell, all of it can be decoded.
     """
 
     path: Path
     pts_seconds: NDArray[np.float64] = field(repr=False)
     pts: NDArray[np.int64] | None = field(default=None, repr=False)
     keys: tuple[KeyFrame, ...] = field(default=(), repr=False)
+    time_base: Fraction | None = None
     notes: tuple[str, ...] = ()
+    damage: Damage | None = None
 
     @property
     def num_frames(self) -> int:
@@ -133,6 +158,8 @@ def read_clips(
 
 
 def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
+    if video.damage and video.damage.bad_packets > MAX_BAD_PACKETS * video.damage.packets:
+        raise VideoReadError(f"damaged: {video.damage.reason}")
     frame_index = clip_frames(video.num_frames, num_clips, clip_length)
     wanted, place = np.unique(frame_index, return_inverse=True)
     pictures = np.empty((len(wanted), crop_size, crop_size, 3), np.uint8)
@@ -182,8 +209,9 @@ def scan(path: Path) -> VideoScan:
     numbers = np.searchsorted(times, [key_pts for key_pts, _ in keys]).tolist()
     key_frames = sorted(KeyFrame(number, *key) for number, key in zip(numbers, keys, strict=True))
     seconds = times * time_base.numerator / time_base.denominator
-    notes = _missing_frames(promised, packets, len(times))
-    return VideoScan(path, seconds, times, () if names & _UNSURE else tuple(key_frames), notes)
+    unsure = names & _UNSURE
+    notes, damage = _missing_frames(path, promised, packets, seconds)
+    return VideoScan(path, seconds, times, () if unsure else tuple(key_frames), time_base, notes, damage)
 
 
 def scan_by_decoding(path: Path) -> VideoScan:
@@ -192,27 +220,30 @@ def scan_by_decoding(path: Path) -> VideoScan:
     Raises
     ------
     VideoReadError
-        If nothing can be decoded, or more than 5 % of the packets cannot.
+        If nothing can be decoded.
     """
     times = []
     with _opened(path) as (container, stream):
         decoder = _TolerantDecoder(container, stream)
         for frame in decoder.frames():
             times.append(np.nan if frame.time is None else frame.time)
-        promised = stream.frames
-    damage = decoder.first_error or "the stream holds no pictures"
+        promised, time_base = stream.frames, stream.time_base
+    error = decoder.first_error or "the stream holds no pictures"
     if not times:
-        raise VideoReadError(f"no decodable frame ({damage})")
-    if decoder.bad_packets > MAX_BAD_PACKETS * decoder.packets:
-        raise VideoReadError(
-            f"damaged: {decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})"
-        )
-    notes = _missing_frames(promised, decoder.packets, len(times))
+        raise VideoReadError(f"no decodable frame ({error})")
+    seconds = np.array(times, np.float64)
+    notes, damage = _missing_frames(path, promised, decoder.packets, seconds)
     if decoder.bad_packets:
-        notes += (f"{decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({damage})",)
+        reason = f"{decoder.bad_packets} of {decoder.packets} packets cannot be decoded ({error})"
+        notes += (reason,)
+        # A film that was cut off ends in one bad packet, behind which the decoder still had frames to give.
+        cut_off = damage is not None and decoder.bad_packets == 1
+        broken = seconds[-1] if cut_off else decoder.seconds_before_error
+        damage = Damage(reason, float(broken), decoder.bad_packets, decoder.packets)
     elif decoder.first_error:
-        notes += (f"ends early ({damage})",)
-    return VideoScan(path, np.array(times, np.float64), notes=notes)
+        notes += (f"ends early ({error})",)
+        damage = damage or Damage(notes[-1], decoder.seconds_before_error, 0, decoder.packets)
+    return VideoScan(path, seconds, time_base=time_base, notes=notes, damage=damage)
 
 
 def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
@@ -244,7 +275,10 @@ def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFra
 
 
 def upright_rgb(
-    frame: av.VideoFrame, converter: av.video.reformatter.VideoReformatter, short_side: int | None = None
+    frame: av.VideoFrame,
+    converter: av.video.reformatter.VideoReformatter,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """A decoded frame as an RGB picture, turned as the container asks.
 
@@ -254,7 +288,9 @@ def upright_rgb(
         Of any pixel format.
     converter : VideoReformatter
     short_side : int, pixels, or None
-        New length of the short side; None keeps the size.
+        New length of the short side; the other keeps the ratio.
+    size : (int, int), pixels, or None
+        New height and width of the upright picture. With neither the size stays.
 
     Returns
     -------
@@ -266,13 +302,18 @@ def upright_rgb(
         If a side is below 16 pixels.
     """
     height, width = frame.height, frame.width
-    if min(height, width) < MIN_SIDE:
-        raise VideoReadError(f"too small: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+    if min(height, width) < MIN_FRAME_SIDE:
+        raise VideoReadError(
+            f"too small: {width} x {height} pixels, at least {MIN_FRAME_SIDE} x {MIN_FRAME_SIDE} are needed"
+        )
     if short_side is not None:
         ratio = Fraction(short_side, min(height, width))
         height, width = int(height * ratio + Fraction(1, 2)), int(width * ratio + Fraction(1, 2))
+    quarter_turns = round(frame.rotation / 90)
+    if size is not None:
+        height, width = size[::-1] if quarter_turns % 2 else size
     picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
-    return np.rot90(picture.to_ndarray(), k=round(frame.rotation / 90))
+    return np.rot90(picture.to_ndarray(), k=quarter_turns)
 
 
 def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -317,6 +358,7 @@ class _TolerantDecoder:
         self.container, self.stream = container, stream
         self.packets = self.bad_packets = 0
         self.first_error = ""
+        self.seconds_before_error = self._seconds = np.nan
 
     def frames(self) -> Iterator[av.VideoFrame]:
         packets = self.container.demux(self.stream)
@@ -326,18 +368,24 @@ class _TolerantDecoder:
             except StopIteration:
                 return
             except av.error.FFmpegError as error:  # the file breaks off here
-                self.first_error = self.first_error or _reason(error)
+                self._remember(error)
                 packet = None
             self.packets += bool(packet is not None and packet.size)
             try:
-                yield from self.stream.decode(packet)
+                for frame in self.stream.decode(packet):
+                    self._seconds = np.nan if frame.time is None else frame.time
+                    yield frame
             except av.error.EOFError:
                 pass
             except av.error.FFmpegError as error:
-                self.first_error = self.first_error or _reason(error)
+                self._remember(error)
                 self.bad_packets += bool(packet is not None and packet.size)
             if packet is None:
                 return
+
+    def _remember(self, error: Exception) -> None:
+        if not self.first_error:
+            self.first_error, self.seconds_before_error = _reason(error), self._seconds
 
 
 def _pick(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
@@ -408,9 +456,36 @@ def _last_key(video: VideoScan, number: int) -> KeyFrame | None:
     return video.keys[at - 1] if at else None
 
 
-def _missing_frames(promised: int, packets: int, frames: int) -> tuple[str, ...]:
-    """A note if the header of the container promises more frames than there are packets."""
-    return (f"the container promises {promised} frames, {frames} are there",) if promised > packets else ()
+def _missing_frames(
+    path: Path, promised: int, packets: int, seconds: NDArray[np.float64]
+) -> tuple[tuple[str, ...], Damage | None]:
+    """A note if the container promises more than there is, and damage if it promises much more."""
+    if promised > packets:
+        note = f"the container promises {promised} frames, {len(seconds)} are there"
+        missing = (promised - packets) / promised
+    else:
+        stated, found = (0.0, 0.0) if promised else _seconds_stated_and_found(path, seconds)
+        note = f"the container promises {stated:.1f} s, {found:.1f} s are there"
+        missing = (stated - found) / stated if stated - found > 1 else 0.0
+    if missing > MAX_MISSING:
+        return (note,), Damage(note, float(seconds[-1]), 0, packets)
+    return (note,) if promised > packets else (), None
+
+
+def _seconds_stated_and_found(path: Path, seconds: NDArray[np.float64]) -> tuple[float, float]:
+    """How long a container says that it is, and is: a film cut off looks whole where no frames are counted."""
+    with _opened(path) as (container, _):
+        stated = (container.duration or 0) / av.time_base
+        if not stated - (seconds[-1] - seconds[0]) > MAX_MISSING * stated:
+            return stated, stated
+        # The pictures may end before the sound does.
+        ends = []
+        with suppress(av.error.FFmpegError):
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        start = (container.start_time or 0) / av.time_base
+        return stated, max(ends, default=start) - start
 
 
 def _reason(error: Exception) -> str:

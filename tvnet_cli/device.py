@@ -1,0 +1,36 @@
+"""Which device computes, and how exactly."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from tvnet_cli.errors import DeviceError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:i``; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    DeviceError
+        If it is not there, or there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"no device is called {name!r}: auto, cpu, cuda or cuda:0, cuda:1 ...") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"work is done on cpu or cuda, not on {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(f"{name} was asked for, but PyTorch sees {count} CUDA devices here; use --device cpu or auto")
+    return device
+
+
+def true_float32() -> AbstractContextManager[None]:
+    """Inside it a GPU computes in true float32, and the same on every run."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,0 +1,231 @@
+"""Optical flow of a sequence, one straight line: frames -> pairs -> TVNet -> fields -> outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tvnet_cli.device import true_float32
+from tvnet_cli.errors import FlowFileError, VideoReadError
+from tvnet_cli.flow.accuracy import occlusion
+from tvnet_cli.flow.field import Arrays, FlowField
+from tvnet_cli.flow.store import FlowStore
+from tvnet_cli.flow.tvnet import TVNet
+from tvnet_cli.options import FieldOptions, FrameOptions, as_dict
+from tvnet_cli.recipe import Recipe, software
+from tvnet_cli.video.clips import clip_frames
+from tvnet_cli.video.sequence import FrameSequence, Picture
+
+SAMPLED_FIELDS = 10  # evenly over the film, from which the scale of the colours is taken
+
+
+class Output(Protocol):
+    """Where fields go; a context manager. ``num_done`` fields are there from an earlier run and need no ``write``."""
+
+    path: Path
+    num_done: int
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def write(self, field: FlowField) -> None: ...
+
+
+def write_flow(
+    sequence: FrameSequence,
+    tvnet: TVNet,
+    outputs: Sequence[Output],
+    options: FieldOptions,
+    *,
+    batch_size: int = 1,
+    sampled: dict[int, Arrays] | None = None,
+    every_field: bool = False,
+) -> Generator[FlowField, None, None]:
+    """Compute the flow between each frame and the next, and write it.
+
+    Parameters
+    ----------
+    sequence : FrameSequence
+    tvnet : TVNet
+        On the device that is to compute.
+    outputs : sequence of Output
+        Fields that all of them hold already are passed over.
+    options : FieldOptions
+    batch_size : int
+        Pairs computed at once. Decides memory and speed, not results.
+    sampled : dict of int to dict
+        From ``sample_fields``; these are not computed again.
+    every_field : bool
+        Yield also the fields that all outputs hold already.
+
+    Yields
+    ------
+    FlowField
+        In order, after it was written.
+
+    Raises
+    ------
+    VideoReadError
+        If a frame cannot be read. What was computed before it stays.
+    FlowFileError
+        If an output cannot be gone on with.
+    """
+    with ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(output)
+        start = 0 if every_field else min((output.num_done for output in outputs), default=0)
+        store = next((output for output in outputs if isinstance(output, FlowStore)), None)
+        if store is not None:
+            _check_times(store, sequence)
+        for field in compute_fields(sequence, tvnet, options, start, batch_size, store, sampled or {}):
+            for output in outputs:
+                output.write(field)
+            yield field
+
+
+def flow_recipe(
+    sequence: FrameSequence,
+    frames: FrameOptions,
+    fields: FieldOptions,
+    tvnet: TVNet,
+    weights: str | None,
+    device: torch.device,
+) -> Recipe:
+    """All that decides the values of the fields, and the software and device that ran."""
+    return {
+        "input": {
+            "first": sequence.files[0].name,
+            "files": len(sequence.files),
+            "bytes": sum(file.stat().st_size for file in sequence.files),
+        },
+        "frames": as_dict(frames),
+        "fields": as_dict(fields),
+        "tvnet": as_dict(tvnet.options),
+        "weights": weights,
+        "software": software(device),
+    }
+
+
+def compute_fields(
+    sequence: FrameSequence,
+    tvnet: TVNet,
+    options: FieldOptions,
+    start: int = 0,
+    batch_size: int = 1,
+    store: FlowStore | None = None,
+    sampled: Mapping[int, Arrays] = MappingProxyType({}),
+) -> Iterator[FlowField]:
+    """The fields of a sequence from position ``start`` on; those held by ``store`` or ``sampled`` are not computed."""
+    waiting: list[tuple[int, Picture, Picture]] = []
+    broken: VideoReadError | None = None
+    held = store.num_done if store is not None and store.exact else 0
+    try:
+        for position, (first, second) in enumerate(pairwise(sequence.read(convert_from=start))):
+            if first is None or second is None:
+                continue
+            if store is not None and position < held:
+                yield _field(sequence, position, first, second, store.read(position))
+                continue
+            waiting.append((position, first, second))
+            if len(waiting) == batch_size or position in sampled:
+                yield from _computed(sequence, tvnet, options, waiting, sampled)
+                waiting = []
+    except VideoReadError as error:  # the pairs before it are whole
+        broken = error
+    yield from _computed(sequence, tvnet, options, waiting, sampled)
+    if broken is not None:
+        raise broken
+
+
+def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) -> dict[int, Arrays]:
+    """The arrays of up to 10 fields that lie evenly over the sequence, by position.
+
+    Known before the first field is, they give all pictures of a film one scale.
+    """
+    starts = np.unique(clip_frames(len(sequence.frame_index), SAMPLED_FIELDS, 2)[:, 0])
+    wanted = np.unique(np.concatenate((starts, starts + 1)))
+    pictures = zip(wanted.tolist(), sequence.read(wanted.tolist()), strict=False)
+    sampled = {}
+    for (position, first), (_, second) in pairwise(pictures):
+        if position in starts and first is not None and second is not None:
+            (sampled[position],) = solve_pairs(tvnet, [(first, second)], options)
+    return sampled
+
+
+@torch.inference_mode()
+def solve_pairs(tvnet: TVNet, pairs: Sequence[tuple[Picture, Picture]], options: FieldOptions) -> list[Arrays]:
+    """The flow of pairs of frames, and what ``options`` ask for beside it.
+
+    Parameters
+    ----------
+    tvnet : TVNet
+    pairs : sequence of (ndarray, ndarray), each (H, W, 3), uint8, RGB
+
+    Returns
+    -------
+    list of dict of name to ndarray
+        As in ``FlowField.arrays``.
+    """
+    first, second = (
+        torch.from_numpy(np.stack(frames)).to(tvnet.u0.device).movedim(-1, 1) for frames in zip(*pairs, strict=True)
+    )
+    with true_float32():
+        levels = tvnet.flow_scales(first, second)
+        found = {"flow": levels[-1]}
+        if options.scales:
+            coarser = levels[-2::-1]
+            found |= {f"flow_scale_{number}": level for number, level in enumerate(coarser, start=1)}
+        if options.backward or options.occlusion:
+            backward = tvnet(second, first)
+            if options.backward:
+                found["backward"] = backward
+            if options.occlusion:
+                found["occlusion"] = occlusion(levels[-1], backward).to(torch.uint8)
+    arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    return [{name: array[number] for name, array in arrays.items()} for number in range(len(pairs))]
+
+
+def _computed(
+    sequence: FrameSequence,
+    tvnet: TVNet,
+    options: FieldOptions,
+    waiting: list[tuple[int, Picture, Picture]],
+    sampled: Mapping[int, Arrays],
+) -> Iterator[FlowField]:
+    pairs = [(first, second) for position, first, second in waiting if position not in sampled]
+    solved = iter(solve_pairs(tvnet, pairs, options) if pairs else [])
+    for position, first, second in waiting:
+        arrays = sampled[position] if position in sampled else next(solved)
+        yield _field(sequence, position, first, second, arrays)
+
+
+def _field(sequence: FrameSequence, position: int, first: Picture, second: Picture, arrays: Arrays) -> FlowField:
+    numbers, seconds = sequence.frame_index, sequence.pts_seconds
+    return FlowField(
+        position=position,
+        frame_index=(int(numbers[position]), int(numbers[position + 1])),
+        pts_seconds=(float(seconds[position]), float(seconds[position + 1])),
+        first=first,
+        second=second,
+        arrays=arrays,
+    )
+
+
+def _check_times(store: FlowStore, sequence: FrameSequence) -> None:
+    """The fields that are there must be of these frames."""
+    times: NDArray[np.float64] = store.times()
+    if not np.array_equal(times, sequence.pts_seconds[: len(times)]):
+        sequence.count()  # as the run did that wrote them, when it met a difference
+    if not np.array_equal(times, sequence.pts_seconds[: len(times)]):
+        raise FlowFileError(
+            f"{store.path} holds fields at other times than {sequence.name}: choose another output, or --overwrite"
+        )

@@ -1,0 +1,287 @@
+"""Flow in files that others read: Middlebury .flo, KITTI .png, .npz, colour pictures, pairs of grey pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tvnet_cli.errors import FlowFileError
+from tvnet_cli.flow.colour import flow_to_colour
+from tvnet_cli.flow.field import FlowField
+from tvnet_cli.recipe import Recipe, first_difference
+
+FLO_TAG = 202021.25  # reads "PIEH" as bytes
+JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
+JPG_QUALITY = 100  # at 95 a level is off by more than a half too often
+
+Encode = Callable[[FlowField], dict[str, bytes]]
+
+
+def write_flo(flow: NDArray[np.floating]) -> bytes:
+    """A flow field (2, H, W) in pixels as the content of a Middlebury .flo file: x and y interleaved, float32."""
+    header = struct.pack("<fii", FLO_TAG, flow.shape[2], flow.shape[1])
+    return header + flow.transpose(1, 2, 0).astype("<f4").tobytes()
+
+
+def read_flow(path: Path) -> NDArray[np.float32]:
+    """A flow field from a Middlebury .flo or a KITTI .png file.
+
+    Returns
+    -------
+    ndarray, (2, H, W), float32, pixels
+        What a KITTI file marks as not valid is NaN.
+
+    Raises
+    ------
+    FlowFileError
+        Naming the file.
+    """
+    try:
+        if path.suffix.lower() == ".png":
+            return _read_kitti(path)
+        content = path.read_bytes()
+    except (OSError, av.error.FFmpegError) as error:
+        raise FlowFileError(f"cannot read the flow {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) < 12 or content[:4] != struct.pack("<f", FLO_TAG):
+        raise FlowFileError(f"{path} is no flow file: Middlebury .flo and KITTI .png can be read")
+    width, height = struct.unpack("<ii", content[4:12])
+    if min(width, height) < 1 or len(content) != 12 + 8 * width * height:
+        raise FlowFileError(f"{path} is damaged: {len(content)} bytes do not make {width} x {height} vectors")
+    vectors = np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)
+    return np.ascontiguousarray(vectors.transpose(2, 0, 1), np.float32)
+
+
+def _read_kitti(path: Path) -> NDArray[np.float32]:
+    with av.open(io.BytesIO(path.read_bytes()), "r") as container:
+        frame = next(container.decode(video=0))
+        if not frame.format.name.startswith("rgb48"):
+            raise FlowFileError(f"{path} is no flow file: KITTI's have three channels of 16 bits")
+        levels = frame.to_ndarray(format="rgb48le").astype(np.float32)
+    flow = (levels[..., :2] - np.float32(32768)) / np.float32(64)
+    flow[levels[..., 2] == 0] = np.nan
+    return np.ascontiguousarray(flow.transpose(2, 0, 1), np.float32)
+
+
+def encode_flo(field: FlowField) -> dict[str, bytes]:
+    """Each array of a field as a file: .flo, and .png for the occlusion mask."""
+    files = {}
+    for name, array in field.arrays.items():
+        if name == "occlusion":
+            files["occlusion.png"] = _png(array * np.uint8(255))
+        else:
+            files[f"{name}.flo"] = write_flo(array)
+    return files
+
+
+def encode_png(field: FlowField, max_flow: float) -> dict[str, bytes]:
+    """Each array of a field as a picture: colours for flow, white for occluded pixels."""
+    files = {}
+    for name, array in field.arrays.items():
+        if name == "occlusion":
+            files["occlusion.png"] = _png(array * np.uint8(255))
+        else:
+            full = field.flow.shape[2] / array.shape[2]  # vectors of a coarse level in pixels of the finest
+            files[f"{name}.png"] = _png(flow_to_colour(array * np.float32(full), max_flow), max_flow)
+    return files
+
+
+def encode_jpg_pair(field: FlowField) -> dict[str, bytes]:
+    """The two components of a field as grey pictures: level 0 is -20 pixels, 128 is 0, 255 is 20, cut off beyond.
+
+    Rounded half to even, as the programs that made the published training sets do.
+    """
+    levels = np.rint((field.flow.astype(np.float64) + JPG_BOUND) * (255 / (2 * JPG_BOUND)))
+    x, y = np.clip(levels, 0, 255).astype(np.uint8)
+    return {"flow_x.jpg": _jpg(x), "flow_y.jpg": _jpg(y)}
+
+
+def _png(picture: NDArray[np.uint8], max_flow: float | None = None) -> bytes:
+    buffer, info = io.BytesIO(), PngInfo()
+    if max_flow is not None:
+        info.add_text("max_flow", f"{max_flow:.6g} pixels")
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _jpg(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=JPG_QUALITY)
+    return buffer.getvalue()
+
+
+class FieldFile:
+    """The files of one single field: ``name.flo`` for the flow, and beside it ``name.backward.flo`` and the like."""
+
+    num_done = 0
+
+    def __init__(self, path: Path, encode: Encode) -> None:
+        self.path, self.encode = path, encode
+
+    def __enter__(self) -> FieldFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, field: FlowField) -> None:
+        for name, content in self.encode(field).items():
+            own = name == f"flow{self.path.suffix}"
+            _replace(self.path if own else self.path.with_name(f"{self.path.stem}.{name}"), content)
+
+
+class FieldFolder:
+    """A folder with the files of each field: ``flow_00001.flo``, ``backward_00001.flo`` and the like.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    encode : callable
+        From a field to its files.
+    last : str
+        The file that ``encode`` is sure to give, written last: where it is, the field is complete.
+    recipe : dict
+        Kept in the folder in a hidden file, by which a later run knows whether it may go on.
+    overwrite : bool
+        Remove the fields that are there.
+
+    Raises
+    ------
+    FlowFileError
+        On entering, if the folder holds fields made in another way.
+    """
+
+    def __init__(self, path: Path, encode: Encode, last: str, recipe: Recipe, overwrite: bool) -> None:
+        self.path, self.encode, self.recipe, self.overwrite = path, encode, recipe, overwrite
+        self._last = last
+        self._card = path / f".tvnet-{last}.json"
+        self.num_done = 0
+
+    def __enter__(self) -> FieldFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.overwrite:
+            self._remove_fields()
+        elif self._card.exists():
+            difference = first_difference(json.loads(self._card.read_text("utf-8")), self.recipe)
+            if difference:
+                raise FlowFileError(
+                    f"{self.path} was made in another way: {difference}; choose another output, or --overwrite"
+                )
+        elif self._name(self._last, 0).exists():
+            raise FlowFileError(
+                f"{self.path} holds flow of unknown origin ({self._name(self._last, 0).name}): choose another output, "
+                "or --overwrite"
+            )
+        while self._name(self._last, self.num_done).exists():
+            self.num_done += 1
+        _replace(self._card, json.dumps(self.recipe).encode())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, field: FlowField) -> None:
+        if field.position < self.num_done:
+            return
+        files = self.encode(field)
+        for name in sorted(files, key=lambda name: name == self._last):
+            _replace(self._name(name, field.position), files[name])
+        self.num_done = field.position + 1
+
+    def _name(self, name: str, position: int) -> Path:
+        stem, suffix = name.rsplit(".", 1)
+        return self.path / f"{stem}_{position + 1:05d}.{suffix}"
+
+    def _remove_fields(self) -> None:
+        self._card.unlink(missing_ok=True)
+        suffix = re.escape(self._last.rsplit(".", 1)[1])
+        own = re.compile(rf"(flow(_[xy]|_scale_\d+)?|backward|occlusion)_\d{{5,}}\.({suffix}|png)")
+        for path in self.path.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
+
+
+class NpzFile:
+    """One .npz file with the arrays of all fields, each with the field as its first axis.
+
+    The fields wait in files beside it, not in memory, until the number of them is known.
+    """
+
+    num_done = 0
+
+    def __init__(self, path: Path, half: bool) -> None:
+        self.path, self.half = path, half
+        self._parts = path.with_name(path.name + ".parts")
+        self._files: dict[str, tuple[BinaryIO, np.dtype[Any], tuple[int, ...]]] = {}
+        self._frame_index: list[tuple[int, int]] = []
+        self._pts_seconds: list[float] = []
+
+    def __enter__(self) -> NpzFile:
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._parts.mkdir(parents=True)
+        return self
+
+    def write(self, field: FlowField) -> None:
+        for name, array in field.arrays.items():
+            stored = array.astype(np.float16) if self.half and array.dtype == np.float32 else array
+            if name not in self._files:
+                self._files[name] = (self._parts / name).open("w+b"), stored.dtype, stored.shape
+            self._files[name][0].write(stored.tobytes())
+        self._frame_index.append(field.frame_index)
+        self._pts_seconds.append(field.pts_seconds[0])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._frame_index:
+                self._pack()
+        finally:
+            for file, _, _ in self._files.values():
+                file.close()
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _pack(self) -> None:
+        count = len(self._frame_index)  # also if the run was stopped while a field was being written
+        new = self._parts / "packed"
+        with zipfile.ZipFile(new, "w", allowZip64=True) as archive:
+            for name, (file, dtype, shape) in self._files.items():
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": (count, *shape),
+                }
+                file.truncate(count * int(np.prod(shape)) * dtype.itemsize)
+                file.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    shutil.copyfileobj(file, member, 1 << 20)
+            for name, values in (("frame_index", self._frame_index), ("pts_seconds", self._pts_seconds)):
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, np.array(values[:count]))
+        new.replace(self.path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is whole at every moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

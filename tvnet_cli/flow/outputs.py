@@ -1,0 +1,184 @@
+"""Which files a run writes, by their suffixes or by named formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tvnet_cli.errors import DatasetError, OutputError
+from tvnet_cli.flow.compute import Output
+from tvnet_cli.flow.files import FieldFile, FieldFolder, NpzFile, encode_flo, encode_jpg_pair, encode_png
+from tvnet_cli.flow.film import FlowFilm
+from tvnet_cli.flow.store import FlowStore
+from tvnet_cli.options import FieldOptions, FlowFormat
+from tvnet_cli.recipe import Recipe
+from tvnet_cli.video.sequence import FrameSequence
+
+SUFFIXES: dict[str, FlowFormat] = {".h5": "h5", ".flo": "flo", ".npz": "npz", ".png": "png", ".mp4": "mp4"}
+IN_FOLDERS: tuple[FlowFormat, ...] = ("flo", "png", "xy-jpg")  # a file or more for each field
+COLOURED: tuple[FlowFormat, ...] = ("png", "mp4")
+HOLD_MASKS: tuple[FlowFormat, ...] = ("h5", "npz", "flo", "png")  # beside the forward flow
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file or folder to write, and its format."""
+
+    format: FlowFormat
+    path: Path
+    folder: bool = False
+
+    @property
+    def coloured(self) -> bool:
+        return self.format in COLOURED
+
+    @property
+    def resumes(self) -> bool:
+        return self.format == "h5" or self.folder
+
+
+def default_targets(inputs: Sequence[Path], formats: Sequence[FlowFormat]) -> list[Target]:
+    """Beside the input, named after it: data and a film, or data and a picture for two images."""
+    first = inputs[0].resolve()
+    pair = len(inputs) == 2
+    stem = first.name if first.is_dir() else first.stem
+    targets = []
+    for format_ in formats or (("h5", "png") if pair else ("h5", "mp4")):
+        folder = format_ in IN_FOLDERS and not (pair and format_ != "xy-jpg")
+        name = f"{stem}.flow" if folder else f"{stem}.flow.{format_}"
+        beside = inputs[0].parent if inputs[0].name else first.parent
+        targets.append(Target(format_, beside / name, folder))
+    return targets
+
+
+def choose_targets(inputs: Sequence[Path], outputs: Sequence[Path], formats: Sequence[FlowFormat]) -> list[Target]:
+    """What to write.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        A film, a folder, or images.
+    outputs : sequence of Path
+        A known suffix says the format; anything else is a folder, or a file of the format that is named.
+    formats : sequence of str
+        For the outputs whose suffix says nothing; without outputs, what to write beside the input.
+
+    Raises
+    ------
+    OutputError
+        If an output has no format, a format no output, or an output lies on an input or on another output.
+    """
+    if not outputs:
+        return default_targets(inputs, formats)
+    targets, open_formats = [], list(formats)
+    for output in outputs:
+        known = SUFFIXES.get(output.suffix.lower())
+        if known and not output.is_dir():
+            targets.append(Target(known, output))
+            open_formats = [format_ for format_ in open_formats if format_ != known]
+            continue
+        if not formats:
+            raise OutputError(
+                f"{output}: its name does not say what to write; add --format, or end it in {' '.join(SUFFIXES)}"
+            )
+        stem = default_targets(inputs, ["h5"])[0].path.stem
+        for format_ in formats:
+            if format_ in IN_FOLDERS:
+                targets.append(Target(format_, output, folder=True))
+            else:
+                file = output if output.suffix and not output.is_dir() else output / f"{stem}.{format_}"
+                targets.append(Target(format_, file))
+        open_formats = []
+    if open_formats:
+        raise OutputError(f"--format {open_formats[0]}: no output is left for it; add -o DIR")
+    _check_places(inputs, targets)
+    return targets
+
+
+def check_kept(targets: Sequence[Target], options: FieldOptions) -> None:
+    """All that is computed must be kept somewhere.
+
+    Raises
+    ------
+    OutputError
+    """
+    formats = {target.format for target in targets}
+    for wanted, name, holders in (
+        (options.backward, "--backward", HOLD_MASKS),
+        (options.occlusion, "--occlusion", HOLD_MASKS),
+        (options.scales, "--show-scales", (*HOLD_MASKS, "mp4")),
+    ):
+        if wanted and not formats & set(holders):
+            raise OutputError(f"{name}: no output holds it; {' '.join(holders)} do")
+
+
+def make_outputs(
+    targets: Sequence[Target],
+    sequence: FrameSequence,
+    recipe: Recipe,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    max_flow: float | None = None,
+) -> list[Output]:
+    """The outputs of a run, not yet opened.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+    sequence : FrameSequence
+    recipe : dict
+    half : bool
+        Flow as float16 in .h5 and .npz.
+    overwrite : bool
+        Begin anew where .h5 and folders would be gone on with.
+    max_flow : float, pixels
+        Scale of the colours, if any target is coloured.
+
+    Raises
+    ------
+    DatasetError
+        If there are more fields than a target holds.
+    """
+    num_fields = len(sequence.frame_index) - 1
+    outputs: list[Output] = []
+    for target in targets:
+        path = target.path
+        if target.format in IN_FOLDERS and not target.folder and num_fields > 1:
+            raise DatasetError(
+                f"{path} holds one field, and {sequence.name} gives {num_fields}: "
+                f"take a folder, -o {path.with_suffix('')} --format {target.format}"
+            )
+        if target.format == "h5":
+            outputs.append(FlowStore(path, num_fields, {**recipe, "half": half}, half, overwrite))
+        elif target.format == "npz":
+            outputs.append(NpzFile(path, half))
+        elif target.format == "mp4":
+            assert max_flow is not None
+            outputs.append(FlowFilm(path, max_flow, sequence.time_base))
+        elif target.format == "xy-jpg":
+            outputs.append(FieldFolder(path, encode_jpg_pair, "flow_y.jpg", recipe, overwrite))
+        else:
+            encode, own = encode_flo, recipe
+            if target.coloured:
+                assert max_flow is not None
+                encode, own = partial(encode_png, max_flow=max_flow), {**recipe, "max_flow": max_flow}
+            if target.folder:
+                outputs.append(FieldFolder(path, encode, f"flow.{target.format}", own, overwrite))
+            else:
+                outputs.append(FieldFile(path, encode))
+    return outputs
+
+
+def _check_places(inputs: Sequence[Path], targets: Sequence[Target]) -> None:
+    taken = {path.resolve(): f"the input {path}" for path in inputs}
+    for target in targets:
+        place = target.path.resolve()
+        if place in taken and not target.folder:
+            raise OutputError(f"{target.path} would be written over {taken[place]}")
+        if target.folder and any(place == path.resolve() for path in inputs):
+            raise OutputError(f"{target.path} is the input: choose another folder for the output")
+        if not target.folder:
+            taken[place] = f"another output, {target.path}"

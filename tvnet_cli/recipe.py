@@ -1,0 +1,34 @@
+"""What decided the values in a file: kept in it, and compared before anything is added to it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import av
+import h5py
+import numpy as np
+import torch
+
+from tvnet_cli import __version__
+
+NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
+
+Recipe = dict[str, Any]
+
+
+def software(device: torch.device) -> Recipe:
+    """The versions and the device that compute."""
+    versions = {"torch": torch.__version__, "av": av.__version__, "numpy": np.__version__, "h5py": h5py.__version__}
+    return {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)}
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> str:
+    """Name and values of the first entry that differs between two recipes, or nothing."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in dict.fromkeys([*old, *new]) if key not in NOT_COMPARED]
+        differences = (first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return next(filter(None, differences), "")
+    was, now = json.dumps(old), json.dumps(new)
+    return "" if was == now else f"{name} was {was}, now {now}"

@@ -1,0 +1,195 @@
+"""Frames in a row, from a film or from pictures: what optical flow is computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
+from tvnet_cli.options import FrameOptions
+from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
+from tvnet_cli.video.images import IMAGE_SUFFIXES, find_images, read_image
+
+Picture = NDArray[np.uint8]
+
+
+class FrameSequence(Protocol):
+    """Frames in the order of time, chosen by ``FrameOptions``.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    files : tuple of Path
+        What is read.
+    frame_index : ndarray, (T,), int64
+        Number of each frame in the film or among the pictures.
+    pts_seconds : ndarray, (T,), float64, seconds
+    time_base : Fraction, seconds
+        The times are whole multiples of it.
+    notes : tuple of str
+        What is not as it should be, for people.
+    damage : str
+        What is missing and from which time on; empty if nothing is.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    frame_index: NDArray[np.int64]
+    pts_seconds: NDArray[np.float64]
+    time_base: Fraction
+    notes: tuple[str, ...]
+    damage: str
+
+    def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
+        """The frames at these ascending positions, by default all: (H, W, 3), uint8, RGB.
+
+        Those before the position ``convert_from`` are gone through for the sake of their numbers and given as None.
+        The list of frames may turn out another than it seemed: it is right once the last one is read.
+
+        Raises
+        ------
+        VideoReadError
+            If a frame cannot be read.
+        """
+        ...
+
+    def count(self) -> None:
+        """Make the list of frames anew, by decoding all of them."""
+        ...
+
+
+def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence:
+    """A film, a folder of pictures, or two and more pictures.
+
+    Raises
+    ------
+    VideoReadError, DatasetError
+        If it cannot be read, or if there are not two frames.
+    """
+    sequence: FrameSequence
+    if len(paths) == 1 and paths[0].is_dir():
+        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), find_images(paths[0]), options)
+    elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
+        sequence = _Film(paths[0], options)
+    else:
+        sequence = _Pictures(" ".join(path.name for path in paths), paths, options)
+    if len(sequence.frame_index) < 2:
+        raise DatasetError(
+            f"{sequence.name}: optical flow needs two frames, and here {len(sequence.frame_index)} can be used: "
+            "give a film, two images or a folder of images, and a range that holds two frames"
+        )
+    return sequence
+
+
+class _Film:
+    """The frames of a film, each held against the scan of its packets; where they differ, counted by decoding."""
+
+    def __init__(self, path: Path, options: FrameOptions) -> None:
+        self.name, self.options = path.name, options
+        self.files: tuple[Path, ...] = (path,)
+        try:
+            self._use(scan(path))
+        except VideoReadError as error:
+            raise VideoReadError(f"{path}: {error}") from error
+
+    def _use(self, video: VideoScan) -> None:
+        self._video = video
+        seconds = video.pts_seconds
+        if np.isnan(seconds).any():  # raw streams have no times
+            seconds = _at_rate(video.num_frames, _frame_time(self.options))
+        self.time_base = video.time_base or _frame_time(self.options)
+        self.frame_index = _select(seconds, self.options)
+        self.pts_seconds = seconds[self.frame_index]
+        self.notes, self.damage = video.notes, ""
+        # What is broken behind the last frame that is wanted does no harm.
+        if video.damage and not video.damage.seconds >= (np.inf if self.options.end is None else self.options.end):
+            at = f" after {video.damage.seconds:.2f} s" if np.isfinite(video.damage.seconds) else ""
+            self.damage = f"breaks{at}: {video.damage.reason}"
+
+    def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
+        given = 0
+        try:
+            for picture in self._read(positions, convert_from):
+                given += 1
+                yield picture
+        except FrameListError:
+            # Times do not change by counting anew, nor do the frames before the difference.
+            self.count()
+            yield from self._read(positions, convert_from, given)
+
+    def count(self) -> None:
+        self._use(scan_by_decoding(self._video.path))
+
+    def _read(self, positions: Sequence[int] | None, convert_from: int, start: int = 0) -> Iterator[Picture | None]:
+        wanted = range(len(self.frame_index)) if positions is None else positions
+        wanted = [position for position in wanted[start:] if position < len(self.frame_index)]
+        converter = av.video.reformatter.VideoReformatter()
+        frames = read_frames(self._video, self.frame_index[wanted].tolist())
+        for position, frame in zip(wanted, frames, strict=False):
+            if position < convert_from:
+                yield None
+            else:
+                yield np.ascontiguousarray(upright_rgb(frame, converter, self.options.short_side, self.options.size))
+        if wanted and self.frame_index[wanted[-1]] + self.options.every >= self._video.num_frames:
+            next(frames, None)  # lets it look whether the film ends here, as it should
+
+
+class _Pictures:
+    """Pictures as frames, at a constant rate."""
+
+    def __init__(self, name: str, paths: Sequence[Path], options: FrameOptions) -> None:
+        self.name, self.options, self._paths = name, options, paths
+        self.files = tuple(paths)
+        self.notes: tuple[str, ...] = ()
+        self.damage = ""
+        self.time_base = _frame_time(options)
+        seconds = _at_rate(len(paths), self.time_base)
+        self.frame_index = _select(seconds, options)
+        self.pts_seconds = seconds[self.frame_index]
+
+    def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
+        converter = av.video.reformatter.VideoReformatter()
+        first: tuple[Path, tuple[int, ...]] | None = None
+        for position in range(len(self.frame_index)) if positions is None else positions:
+            if position < convert_from:
+                yield None
+                continue
+            path = self._paths[self.frame_index[position]]
+            picture = read_image(path)
+            first = first or (path, picture.shape)
+            if picture.shape != first[1]:
+                raise VideoReadError(
+                    f"{path} has {_size(picture.shape)} pixels, {first[0].name} has {_size(first[1])}: "
+                    "the frames of optical flow must have one size"
+                )
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            yield upright_rgb(frame, converter, self.options.short_side, self.options.size)
+
+    def count(self) -> None:
+        pass
+
+
+def _frame_time(options: FrameOptions) -> Fraction:
+    return 1 / Fraction(options.fps).limit_denominator(1001)
+
+
+def _at_rate(count: int, frame_time: Fraction) -> NDArray[np.float64]:
+    return np.arange(count).astype(np.float64) * float(frame_time)
+
+
+def _select(seconds: NDArray[np.float64], options: FrameOptions) -> NDArray[np.int64]:
+    """Numbers of the frames that the options ask for."""
+    first = -np.inf if options.start is None else options.start
+    last = np.inf if options.end is None else options.end
+    return np.flatnonzero((seconds >= first) & (seconds < last))[:: options.every]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
