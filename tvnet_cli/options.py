@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Sampler = Literal["authors", "exact"]
+Sampler = Literal["authors", "exact", "bicubic"]
 Stream = Literal["flow", "rgb"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
-SAMPLERS: tuple[Sampler, ...] = ("authors", "exact")
+SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
 DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
@@ -43,8 +43,16 @@ class TVNetOptions:
         Weight of the data term, for frames in 0..255: larger follows the pictures, smaller is smoother.
     theta : float
         Coupling of the flow and its auxiliary field: smaller is tighter and slower.
-    sampler : {"authors", "exact"}
+    sampler : {"authors", "exact", "bicubic"}
         How frames are read between pixels; see ``tvnet_cli.flow.operators.warp``.
+    presmoothing : bool
+        Smooth the frames by a Gaussian of sigma 0.8 first: less noise, but less fine texture to hold on to.
+    antialias : bool
+        Average over as many pixels as a coarser level drops, so that fine texture cannot pose as coarse texture.
+    median_size : int, 0 or odd, pixels
+        Side of the median filter of the flow after each warp, which takes outliers away and keeps edges; 0: none.
+    edge_weight : float
+        How much cheaper the flow bends along edges of the first frame, where things end; 0: not at all.
     """
 
     num_scales: int = 1
@@ -55,6 +63,10 @@ class TVNetOptions:
     lambda_: float = 0.15
     theta: float = 0.3
     sampler: Sampler = "authors"
+    presmoothing: bool = True
+    antialias: bool = False
+    median_size: int = 0
+    edge_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_scales", "num_warps", "num_iterations"):
@@ -68,6 +80,32 @@ class TVNetOptions:
             raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        for name in ("presmoothing", "antialias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.median_size < 0 or (self.median_size > 0 and self.median_size % 2 == 0):
+            raise ValueError(f"median_size must be 0 or odd, not {self.median_size}")
+        if not (math.isfinite(self.edge_weight) and self.edge_weight >= 0):
+            raise ValueError(f"edge_weight must be 0 or more, not {self.edge_weight}")
+
+
+PRESETS: dict[str, TVNetOptions] = {
+    "tvnet-10": TVNetOptions(num_iterations=10),
+    "tvnet-30": TVNetOptions(num_iterations=30),
+    "tvnet-50": TVNetOptions(num_iterations=50),
+    "tv-l1": TVNetOptions(
+        num_scales=16,
+        num_warps=10,
+        num_iterations=15,
+        zoom_factor=0.8,
+        lambda_=0.25,
+        sampler="bicubic",
+        presmoothing=False,
+        antialias=True,
+        median_size=5,
+        edge_weight=5.0,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

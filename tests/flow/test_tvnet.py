@@ -15,7 +15,7 @@ from torch import Tensor
 import tvnet_cli
 from tvnet_cli import TVNet
 from tvnet_cli.flow.tvnet import pyramid_sizes
-from tvnet_cli.options import TVNetOptions
+from tvnet_cli.options import PRESETS, TVNetOptions
 
 
 def textured_pair(height: int, width: int, dx: float, dy: float, channels: int = 3) -> tuple[Tensor, Tensor]:
@@ -264,3 +264,17 @@ def test_importing_the_package_imports_no_torch():
     )
     with pytest.raises(AttributeError, match="no attribute 'TVNet2'"):
         _ = tvnet_cli.TVNet2
+
+
+def test_the_classic_preset_is_close_to_the_truth_of_real_pairs(shared_data):
+    net = TVNet.from_options(PRESETS["tv-l1"])
+    errors = []
+    for name in ("Dimetrodon", "RubberWhale", "Venus"):
+        folder = shared_data / "flow_gt" / f"middlebury_{name}"
+        frames = (cv2.imread(str(folder / f"frame{number}.png"))[..., ::-1].copy() for number in (10, 11))
+        truth = torch.from_numpy(cv2.readOpticalFlow(str(folder / "flow10.flo"))).permute(2, 0, 1)
+        with torch.inference_mode():
+            flow = net(*(torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames))[0]
+        error = (flow - truth).norm(dim=0)[truth.abs().amax(0) < 1e9]
+        errors.append(float(error.mean()))
+    assert np.mean(errors) < 0.187, errors

@@ -57,7 +57,7 @@ def test_folders_are_in_natural_order_without_hidden_and_other_files(tmp_path):
 def test_folders_without_pictures_are_named(tmp_path):
     with pytest.raises(DatasetError, match=r"no images in .*looked for \.bmp"):
         find_images(tmp_path)
-    with pytest.raises(DatasetError, match="cannot read the folder .*missing"):
+    with pytest.raises(DatasetError, match=r"cannot read the folder .*missing"):
         find_images(tmp_path / "missing")
 
 
@@ -69,7 +69,12 @@ def damaged_png() -> bytes:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "not an image"), (b"text", "not an image"), (damaged_png(), "cannot read this image"), (None, "no such file")],
+    [
+        (b"", "not an image"),
+        (b"text", "not an image"),
+        (damaged_png(), "cannot read this image"),
+        (None, "no such file"),
+    ],
 )
 def test_unreadable_pictures_are_named_with_the_reason(tmp_path, content: bytes | None, reason):
     path: Path = tmp_path / "a.png"

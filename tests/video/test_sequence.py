@@ -105,7 +105,12 @@ def test_a_film_whose_packets_promise_too_much_is_counted_anew(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("suffix", "codec", "options"),
-    [("mp4", "libx264", {"movflags": "faststart"}), ("mkv", "libx264", {}), ("avi", "mpeg4", {}), ("webm", "libvpx", {})],
+    [
+        ("mp4", "libx264", {"movflags": "faststart"}),
+        ("mkv", "libx264", {}),
+        ("avi", "mpeg4", {}),
+        ("webm", "libvpx", {}),
+    ],
 )
 def test_a_film_that_breaks_off_gives_what_is_there_and_says_when(tmp_path, suffix, codec, options):
     film = write_film(tmp_path / f"a.{suffix}", 120, codec=codec, container_options=options, picture=noisy)
@@ -193,8 +198,14 @@ def test_what_is_no_film_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"every": 0}, {"start": 2.0, "end": 1.0}, {"size": (15, 99)}, {"short_side": 8}, {"fps": 0.0}]
-    + [{"size": (32, 32), "short_side": 32}],
+    [
+        {"every": 0},
+        {"start": 2.0, "end": 1.0},
+        {"size": (15, 99)},
+        {"short_side": 8},
+        {"fps": 0.0},
+        {"size": (32, 32), "short_side": 32},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=r"\w"):

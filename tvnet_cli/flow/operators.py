@@ -90,14 +90,16 @@ def smooth(image: Tensor) -> Tensor:
     return F.conv2d(image, kernel[None, None], padding=2)
 
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize with the corner pixels kept in the corners and no anti-alias filter.
+def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Bilinear resize with the corner pixels kept in the corners.
 
     Parameters
     ----------
     image : Tensor, (B, C, H, W)
     size : (int, int)
         Height, width.
+    antialias : bool
+        When it shrinks, widen the triangle of bilinear weights by the same factor.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if image.shape[-2:] == size:
         return image
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=True, antialias=antialias)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
@@ -138,15 +140,16 @@ def warp(image: Tensor, flow: Tensor, sampler: Sampler = "exact") -> Tensor:
     image : Tensor, (B, C, H, W), float, any intensity
     flow : Tensor, (B, 2, H, W), float, pixels
         x then y.
-    sampler : {"exact", "authors"}
-        ``exact``: true pixel units; outside, the border pixel is repeated. ``authors``: the arithmetic of the
-        authors' code, whose displacements are (W-1)/W of what they should be, which reads 0 left of and above
-        the picture, and extrapolates linearly right of and below it.
+    sampler : {"exact", "bicubic", "authors"}
+        ``exact``: true pixel units; outside, the border pixel is repeated. ``bicubic``: the same with cubic
+        instead of linear interpolation, which blurs less. ``authors``: the arithmetic of the authors' code, whose
+        displacements are (W-1)/W of what they should be, which reads 0 left of and above the picture, and
+        extrapolates linearly right of and below it.
 
     Returns
     -------
     Tensor, (B, C, H, W), float, unit of ``image``
-        Bilinear samples.
+        Bilinear or bicubic samples.
 
     Raises
     ------
@@ -169,14 +172,44 @@ def warp(image: Tensor, flow: Tensor, sampler: Sampler = "exact") -> Tensor:
         )
     x = _sample_positions(flow[:, 0], width, -1, sampler)
     y = _sample_positions(flow[:, 1], height, -2, sampler)
-    return _bilinear(image, x, y)
+    return _bicubic(image, x, y) if sampler == "bicubic" else _bilinear(image, x, y)
+
+
+def warp_with_gradient(image: Tensor, flow: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """The warped image and the gradient of the image where the flow points.
+
+    Parameters
+    ----------
+    image : Tensor, (B, 1, H, W)
+    flow : Tensor, (B, 2, H, W), pixels
+    sampler : {"exact", "bicubic", "authors"}
+        ``bicubic`` differentiates the warped image, which costs one cubic read and not three, and has gradient 0
+        where the flow leads out of the picture: nothing is known there. The others warp the gradient too.
+
+    Returns
+    -------
+    (Tensor, Tensor), (B, 1, H, W) and (B, 2, H, W)
+    """
+    if sampler == "bicubic":
+        warped = warp(image, flow, sampler)
+        return warped, centered_gradient(warped) * _leads_inside(flow)
+    both = warp(torch.cat((image, centered_gradient(image)), 1), flow, sampler)
+    return both[:, :1], both[:, 1:]
+
+
+def _leads_inside(flow: Tensor) -> Tensor:
+    """Whether the flow ends inside the picture: (B, 1, H, W)."""
+    height, width = flow.shape[-2:]
+    x = flow[:, :1] + torch.arange(width, dtype=flow.dtype, device=flow.device)
+    y = flow[:, 1:] + torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None]
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def _sample_positions(displacement: Tensor, length: int, axis: int, sampler: Sampler) -> Tensor:
     """Where to read along one axis, in pixels: (B, H, W)."""
     shape = [1, 1, 1]
     shape[axis] = length
-    if sampler == "exact":
+    if sampler != "authors":
         pixels = torch.arange(length, dtype=displacement.dtype, device=displacement.device)
         return (pixels.view(shape) + displacement).clamp(0, length - 1)
     # The order of these operations is the authors', to the last rounding: a position of -1e-9 is outside and
@@ -202,6 +235,30 @@ def _bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     below, above = (y - y0).unsqueeze(1), (y1 - y).unsqueeze(1)
     top = above * (left * read(y0, x0) + right * read(y0, x1))
     return top + below * (left * read(y1, x0) + right * read(y1, x1))
+
+
+def _bicubic(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Cubic convolution (Keys 1981) of the 4 x 4 pixels around positions inside the picture; borders repeat."""
+    batch, channels, height, width = image.shape
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    weights_x, weights_y = _cubic_weights(x - x0), _cubic_weights(y - y0)
+    columns = [(x0.long() + offset).clamp(0, width - 1) for offset in range(-1, 3)]
+    rows = [(y0.long() + offset).clamp(0, height - 1) * width for offset in range(-1, 3)]
+    pixels = image.reshape(batch, channels, height * width)
+    result = torch.zeros_like(image)
+    for row, weight_y in zip(rows, weights_y, strict=True):
+        line = torch.zeros_like(image)
+        for column, weight_x in zip(columns, weights_x, strict=True):
+            index = (row + column).reshape(batch, 1, -1).expand(-1, channels, -1)
+            line = torch.addcmul(line, weight_x.unsqueeze(1), pixels.gather(2, index).reshape(image.shape))
+        result = torch.addcmul(result, weight_y.unsqueeze(1), line)
+    return result
+
+
+def _cubic_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the pixels at -1, 0, 1 and 2, read at ``t`` in 0..1: exact for parabolas (Keys' a = -1/2)."""
+    s = 1 - t
+    return -t * s * s / 2, s + t * s * (3 * s - 1) / 2, t + t * s * (3 * t - 1) / 2, -s * t * t / 2
 
 
 def centered_gradient(image: Tensor) -> Tensor:
@@ -306,6 +363,68 @@ def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor
     return torch.addcmul(u, (rho * -inverse).clamp(-limit, limit), gradient)
 
 
+def edge_cost(image: Tensor, edge_weight: float) -> Tensor:
+    """Weight of the total variation at each pixel: 1 where the image is flat, little where it has an edge.
+
+    Parameters
+    ----------
+    image : Tensor, (B, 1, H, W), 0..255
+    edge_weight : float
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W), in (0, 1]
+        ``exp(-edge_weight * |gradient / 255| ** 0.8)``, not below exp(-4), of Wedel, Cremers, Pock, Bischof,
+        Structure- and motion-adaptive regularization for high accuracy optic flow, ICCV 2009.
+    """
+    gradient = centered_gradient(image) / 255
+    squared = (gradient * gradient).sum(1, keepdim=True) + EPSILON  # its power 0.4 has no gradient at 0
+    return torch.exp(-(edge_weight * squared**0.4).clamp(max=4))
+
+
+def median_filter(field: Tensor, size: int) -> Tensor:
+    """Median of the ``size`` x ``size`` pixels around each pixel, component by component; borders repeat.
+
+    Parameters
+    ----------
+    field : Tensor, (B, C, H, W)
+    size : int, odd
+
+    Returns
+    -------
+    Tensor, (B, C, H, W)
+
+    Notes
+    -----
+    Minima and maxima of whole pictures, which are fast and have gradients: of any half of the values and two
+    more, neither the least nor the greatest is the median, so both are dropped and the next value comes in.
+    """
+    height, width = field.shape[-2:]
+    padded = F.pad(field, (size // 2,) * 4, mode="replicate")
+    values = [padded[..., i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    held = values[: len(values) // 2 + 2]
+    for value in [*values[len(held) :], None]:
+        _move_extremes_to_the_ends(held)
+        held = held[1:-1]
+        if value is not None:
+            held.append(value)
+    return held[0]
+
+
+def _move_extremes_to_the_ends(values: list[Tensor]) -> None:
+    """Exchange values pixel by pixel until the least is first and the greatest last."""
+
+    def order(i: int, j: int) -> None:
+        values[i], values[j] = torch.minimum(values[i], values[j]), torch.maximum(values[i], values[j])
+
+    last = len(values) - 1
+    for i in range(len(values) // 2):
+        order(i, last - i)
+    for i in range(1, (len(values) + 1) // 2):
+        order(0, i)
+        order(last - i, last)
+
+
 def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: float) -> Tensor:
     """One axis of the dual update, the paper's Eq. (11): ``(p + step * grad u) / denominator``.
 
@@ -325,14 +444,14 @@ def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: float)
     return torch.add(p, u_along_axis, alpha=step) / denominator
 
 
-def dual_denominator(u_x: Tensor, u_y: Tensor, step: float) -> Tensor:
+def dual_denominator(u_x: Tensor, u_y: Tensor, step: float | Tensor) -> Tensor:
     """``1 + step * sqrt(u_x^2 + u_y^2 + epsilon)``; the epsilon keeps its gradient finite on flat fields.
 
     Parameters
     ----------
     u_x, u_y : Tensor, (B, 2, H, W)
-    step : float
-        ``tau / theta``.
+    step : float or Tensor, (B, 1, H, W)
+        ``tau / theta``, divided by the weight of the total variation, which so bounds the dual field.
 
     Returns
     -------

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tvnet_cli.flow.operators import (
-    centered_gradient,
     data_step,
     divergence,
     dual_denominator,
     dual_step,
+    edge_cost,
     forward_gradient,
     grey,
     inverse_squared_gradient,
+    median_filter,
     resize,
     resize_flow,
     smooth,
     stretch_range,
-    warp,
+    warp_with_gradient,
 )
-from tvnet_cli.options import MIN_FRAME_SIDE, Sampler, TVNetOptions
+from tvnet_cli.options import MIN_FRAME_SIDE, TVNetOptions
 
 MIN_LEVEL_SIDE = 3  # pixels; a centred difference needs three
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
@@ -38,10 +38,13 @@ class TVNet(nn.Module):
 
     Parameters
     ----------
-    num_scales, num_warps, num_iterations, zoom_factor, tau, lambda_, theta, sampler
-        See ``tvnet_cli.options.TVNetOptions``, which also holds the defaults.
+    num_scales, num_warps, num_iterations : int
+        Levels of the pyramid, warps of each level, iterations of each warp.
     u0_size : (int, int), pixels
         Height and width at which the start field is stored. It is resized to the coarsest level of each pair.
+    **options
+        ``zoom_factor``, ``tau``, ``lambda_``, ``theta``, ``sampler`` and the others that
+        ``tvnet_cli.options.TVNetOptions`` lists; it also holds all defaults.
 
     Attributes
     ----------
@@ -71,23 +74,12 @@ class TVNet(nn.Module):
         num_warps: int = TVNetOptions.num_warps,
         num_iterations: int = TVNetOptions.num_iterations,
         *,
-        zoom_factor: float = TVNetOptions.zoom_factor,
-        tau: float = TVNetOptions.tau,
-        lambda_: float = TVNetOptions.lambda_,
-        theta: float = TVNetOptions.theta,
-        sampler: Sampler = TVNetOptions.sampler,
         u0_size: tuple[int, int] = (224, 224),
+        **options: Any,
     ) -> None:
         super().__init__()
         self.options = TVNetOptions(
-            num_scales=num_scales,
-            num_warps=num_warps,
-            num_iterations=num_iterations,
-            zoom_factor=zoom_factor,
-            tau=tau,
-            lambda_=lambda_,
-            theta=theta,
-            sampler=sampler,
+            num_scales=num_scales, num_warps=num_warps, num_iterations=num_iterations, **options
         )
         if min(u0_size) < 2:
             raise ValueError(f"u0_size must be at least 2 x 2, not {u0_size[0]} x {u0_size[1]}")
@@ -100,10 +92,10 @@ class TVNet(nn.Module):
     @classmethod
     def from_options(cls, options: TVNetOptions, **arguments: Any) -> TVNet:
         """A network with the schedule of ``options``."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(options)}, **arguments)
+        return cls(**vars(options), **arguments)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{field.name}={getattr(self.options, field.name)}" for field in fields(self.options))
+        return ", ".join(f"{name}={value}" for name, value in vars(self.options).items())
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Flow that takes the first frame to the second.
@@ -124,13 +116,25 @@ class TVNet(nn.Module):
         ValueError
             If the frames differ in shape, are not a batch of 1- or 3-channel pictures, or are too small.
         """
+        return self.flow_scales(first, second)[-1]
+
+    def flow_scales(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """The flow of every scale, for frames as ``forward`` takes them.
+
+        Returns
+        -------
+        list of Tensor, (B, 2, height, width) each, pixels of that scale
+            The coarsest first. The last is what ``forward`` returns.
+        """
         _check_frames(first, second)
         first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
         first, second = stretch_range(grey(first), grey(second))
-        return self.solve(smooth(first), smooth(second))
+        if self.options.presmoothing:
+            first, second = smooth(first), smooth(second)
+        return self.solve_scales(first, second)
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
-        """The solver without its pre-processing: coarse to fine over the pyramid.
+        """The solver without its pre-processing.
 
         Parameters
         ----------
@@ -140,30 +144,47 @@ class TVNet(nn.Module):
         -------
         Tensor, (B, 2, H, W), pixels
         """
-        sizes = pyramid_sizes(first.shape[-2], first.shape[-1], self.options.num_scales, self.options.zoom_factor)
-        u = resize_flow(self.u0, sizes[-1]).expand(first.shape[0], -1, -1, -1)
-        for scale in reversed(range(len(sizes))):
-            if scale < len(sizes) - 1:
-                u = self._to_finer_level(u, sizes[scale])
-            u = self._solve_level(resize(first, sizes[scale]), resize(second, sizes[scale]), u, scale)
-        return u
+        return self.solve_scales(first, second)[-1]
+
+    def solve_scales(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """The solver without its pre-processing, coarse to fine over the pyramid.
+
+        Parameters
+        ----------
+        first, second : Tensor, (B, 1, H, W), float, 0..255
+
+        Returns
+        -------
+        list of Tensor, (B, 2, height, width) each, pixels of that scale
+            The coarsest first.
+        """
+        options = self.options
+        sizes = pyramid_sizes(first.shape[-2], first.shape[-1], options.num_scales, options.zoom_factor)
+        flows: list[Tensor] = []
+        for scale, size in reversed(list(enumerate(sizes))):
+            if flows:
+                u = self._to_finer_level(flows[-1], size)
+            else:
+                u = resize_flow(self.u0, size).expand(first.shape[0], -1, -1, -1)
+            first_level, second_level = (resize(frame, size, options.antialias) for frame in (first, second))
+            flows.append(self._solve_level(first_level, second_level, u, scale))
+        return flows
 
     def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.options.sampler == "exact":
-            return resize_flow(u, size)
-        return resize(u, size) / self.options.zoom_factor  # authors: by the factor, not by the true ratio
+        if self.options.sampler == "authors":
+            return resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
+        return resize_flow(u, size)
 
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
         options = self.options
         step, limit = options.tau / options.theta, options.lambda_ * options.theta
-        second_and_gradient = torch.cat((second, centered_gradient(second)), 1)
+        bound_step = step / edge_cost(first, options.edge_weight) if options.edge_weight else step
         p_x = p_y = torch.zeros_like(u)
         for warp_number in range(options.num_warps):
-            warped = warp(second_and_gradient, u, options.sampler)
-            gradient = warped[:, 1:]
+            warped, gradient = warp_with_gradient(second, u, options.sampler)
             inverse = inverse_squared_gradient(gradient)
-            rho_constant = warped[:, :1] - (gradient * u).sum(1, keepdim=True) - first
+            rho_constant = warped - (gradient * u).sum(1, keepdim=True) - first
             for iteration in range(options.num_iterations):
                 v = data_step(u, gradient, inverse, rho_constant, limit)
                 kernels = self.divergence_kernels[scale, warp_number, iteration]
@@ -171,8 +192,10 @@ class TVNet(nn.Module):
                 if warp_number == options.num_warps - 1 and iteration == options.num_iterations - 1:
                     break  # nobody reads the dual field after the last update of u
                 u_x, u_y = forward_gradient(u, self.gradient_kernels[scale, warp_number, iteration])
-                denominator = dual_denominator(u_x, u_y, step)
+                denominator = dual_denominator(u_x, u_y, bound_step)
                 p_x, p_y = dual_step(p_x, u_x, denominator, step), dual_step(p_y, u_y, denominator, step)
+            if options.median_size:
+                u = median_filter(u, options.median_size)
         return u
 
 
