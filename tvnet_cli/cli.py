@@ -159,6 +159,10 @@ _SOLVER_OPTIONS = [
     click.option("--lambda", "lambda_", type=float, help="Weight of the data term: larger follows the pictures."),
     click.option("--theta", type=float, help="Coupling of the flow and its auxiliary field."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How frames are read between pixels."),
+    click.option("--presmoothing/--no-presmoothing", default=None, help="Smooth the frames first."),
+    click.option("--antialias/--no-antialias", default=None, help="Average when frames are made smaller."),
+    click.option("--median-size", type=int, metavar="PIXELS", help="Side of a median filter after each warp, or 0."),
+    click.option("--edge-weight", type=float, help="How much cheaper the flow bends at edges of the frame."),
 ]
 _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales": "scales"}
 

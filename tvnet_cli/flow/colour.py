@@ -17,6 +17,7 @@ _STEPS = {"red-yellow": 15, "yellow-green": 6, "green-cyan": 4, "cyan-blue": 11,
 _PURE = np.array([[255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 255, 255], [0, 0, 255], [255, 0, 255], [255, 0, 0]])
 _TOO_LONG = 0.75  # brightness of vectors longer than the scale
 COVERED = 0.999  # share of a film's vectors that the scale covers
+LEGEND_MIN_SIDE = 64  # pixels; it would cover a smaller picture
 UNKNOWN = 1e9  # pixels; the Middlebury files mark unknown flow by more than this
 
 
@@ -82,6 +83,8 @@ def longest(flow: NDArray[np.floating]) -> float:
 def draw_legend(picture: NDArray[np.uint8], max_flow: float) -> NDArray[np.uint8]:
     """A copy of a picture with the scale of its colours in the lower right corner: a wheel and its radius.
 
+    Pictures with a side below 64 pixels stay without.
+
     Parameters
     ----------
     picture : ndarray, (H, W, 3), uint8
@@ -92,6 +95,8 @@ def draw_legend(picture: NDArray[np.uint8], max_flow: float) -> NDArray[np.uint8
     ndarray, (H, W, 3), uint8
     """
     height, width = picture.shape[:2]
+    if min(height, width) < LEGEND_MIN_SIDE:
+        return picture.copy()
     side = max(17, min(height, width) // 6 | 1)
     text = f"{max_flow:.3g} px"
     font = ImageFont.load_default(max(9, side // 4))

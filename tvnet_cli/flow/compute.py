@@ -11,15 +11,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from tvnet_cli.device import true_float32
+from tvnet_cli.device import choose_device, true_float32
 from tvnet_cli.errors import FlowFileError, VideoReadError
 from tvnet_cli.flow.accuracy import occlusion
 from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.flow.store import FlowStore
 from tvnet_cli.flow.tvnet import TVNet
-from tvnet_cli.options import FieldOptions, FrameOptions, as_dict
+from tvnet_cli.options import DEFAULT_PRESET, PRESETS, FieldOptions, FrameOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.sequence import FrameSequence, Picture
@@ -159,6 +159,53 @@ def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) 
         if position in starts and first is not None and second is not None:
             (sampled[position],) = solve_pairs(tvnet, [(first, second)], options)
     return sampled
+
+
+@torch.inference_mode()
+def optical_flow(
+    first: ArrayLike, second: ArrayLike, preset: str | TVNetOptions = DEFAULT_PRESET, device: str = "cpu"
+) -> NDArray[np.float32]:
+    """Optical flow between two images.
+
+    Parameters
+    ----------
+    first, second : array, (H, W, 3) RGB or (H, W) grey, any number type, 0..255
+        Both sides at least 16 pixels. OpenCV reads pictures as BGR: turn them round, ``image[..., ::-1]``.
+    preset : str or TVNetOptions
+        ``tvnet-10``, ``tvnet-30``, ``tvnet-50``, ``tv-l1``, or numbers of your own.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:i``, or ``auto``.
+
+    Returns
+    -------
+    ndarray, (2, H, W), float32, pixels
+        x to the right, then y down: ``second`` at ``x + flow`` looks like ``first`` at ``x``.
+
+    Raises
+    ------
+    ValueError
+        If the images differ in shape, are not grey or RGB, or are too small, or if there is no such preset.
+    DeviceError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    >>> optical_flow(image, image).shape
+    (2, 48, 64)
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ValueError(f"no preset is called {preset!r}: {', '.join(PRESETS)}")
+    frames = []
+    for image in map(np.asarray, (first, second)):
+        if image.ndim not in (2, 3):
+            raise ValueError(f"images must be (H, W, 3) or (H, W), not {image.shape}")
+        channels = np.atleast_3d(image).astype(np.float32)
+        frames.append(torch.from_numpy(channels).movedim(-1, 0)[None].to(choose_device(device)))
+    tvnet = TVNet.from_options(PRESETS[preset] if isinstance(preset, str) else preset).to(frames[0].device)
+    with true_float32():
+        flow: NDArray[np.float32] = tvnet(*frames)[0].cpu().numpy()
+    return flow
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf "
     ".nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
+FLOW_FILM = ".flow.mp4"  # what `tvnet flow` leaves beside a film is no film to work on
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
     Parameters
     ----------
     paths : iterable of Path
-        A folder gives its files with a known video suffix, at any depth, hidden ones left out; their ids are
-        POSIX paths relative to it. A file is taken whatever its suffix, and so is a path that does not exist,
-        so that it fails under its own name; its id is its name.
+        A folder gives its files with a known video suffix, at any depth, without hidden ones and the ``.flow.mp4``
+        that ``tvnet flow`` writes; their ids are POSIX paths relative to it. A file is taken whatever its suffix,
+        and so is a path that does not exist, so that it fails under its own name; its id is its name.
 
     Returns
     -------
@@ -73,7 +74,8 @@ def _walk(folder: Path) -> Iterator[Video]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+            hidden, flow_film = name.startswith("."), name.endswith(FLOW_FILM)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not hidden and not flow_film:
                 yield Video(_text(path.relative_to(folder).as_posix()), path)
 
 
