@@ -248,15 +248,17 @@ def flow(
     chosen = choose_device(device)
     tvnet, sha256 = load_tvnet(weights, solver)
     tvnet.to(chosen)
+    progress = FlowProgress(sequence, quiet)
     sampled = {}
     if max_flow is None and any(target.coloured for target in targets):
+        progress.announce_sampling()
         sampled = sample_fields(sequence, tvnet, fields)
         max_flow = colour_scale([arrays["flow"] for arrays in sampled.values()])
     recipe = flow_recipe(sequence, frames, fields, tvnet, sha256, chosen)
     writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
 
     broken, interrupted = "", False
-    with FlowProgress(sequence, quiet) as progress:
+    with progress:
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
         results = write_flow(
             sequence,
@@ -281,9 +283,9 @@ def flow(
         click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
     elif errors.truths:
         click.echo(errors)
-    broken = broken or sequence.damage
+    broken = broken or (f"{paths[0]}: {sequence.damage}" if sequence.damage else "")
     if broken:
-        raise VideoReadError(f"{sequence.name}: {broken}; {progress.kept()}")
+        raise VideoReadError(f"{broken}; {progress.kept()}")
     if interrupted:
         sys.exit(INTERRUPTED)
 

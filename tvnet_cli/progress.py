@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tvnet_cli.features.extract import VideoResult
+from tvnet_cli.flow.compute import SAMPLED_FIELDS
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.outputs import Target
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
@@ -155,6 +156,11 @@ class FlowProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def announce_sampling(self) -> None:
+        """Say what happens before the first field, where it takes long."""
+        if self.num_fields > 1:
+            self._say(f"looking at up to {SAMPLED_FIELDS} of {self.num_fields} fields for the scale of the colours")
 
     def show(self, field: FlowField) -> None:
         """Count one field."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -149,15 +149,19 @@ def compute_fields(
 def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) -> dict[int, Arrays]:
     """The arrays of up to 10 fields that lie evenly over the sequence, by position.
 
-    Known before the first field is, they give all pictures of a film one scale.
+    Known before the first field is, they give all pictures of a film one scale. A sequence that breaks gives those
+    before the break; an error only if it breaks before its first field.
     """
     starts = np.unique(clip_frames(len(sequence.frame_index), SAMPLED_FIELDS, 2)[:, 0])
     wanted = np.unique(np.concatenate((starts, starts + 1)))
     pictures = zip(wanted.tolist(), sequence.read(wanted.tolist()), strict=False)
     sampled = {}
-    for (position, first), (_, second) in pairwise(pictures):
-        if position in starts and first is not None and second is not None:
-            (sampled[position],) = solve_pairs(tvnet, [(first, second)], options)
+    with suppress(VideoReadError):
+        for (position, first), (_, second) in pairwise(pictures):
+            if position in starts and first is not None and second is not None:
+                (sampled[position],) = solve_pairs(tvnet, [(first, second)], options)
+    if not sampled:
+        sampled[0] = next(compute_fields(sequence, tvnet, options)).arrays
     return sampled
 
 

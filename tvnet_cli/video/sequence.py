@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import FrameOptions
 from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
+from tvnet_cli.video.files import VIDEO_SUFFIXES
 from tvnet_cli.video.images import IMAGE_SUFFIXES, find_images, read_image
 
 Picture = NDArray[np.uint8]
@@ -56,7 +57,7 @@ class FrameSequence(Protocol):
         Raises
         ------
         VideoReadError
-            If a frame cannot be read.
+            If a frame cannot be read, naming the file.
         """
         ...
 
@@ -74,6 +75,9 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
         If it cannot be read, or if there are not two frames.
     """
     sequence: FrameSequence
+    for path in paths if len(paths) > 1 else ():
+        if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+            raise DatasetError(f"{path} is no image: give one film, two or more images, or one folder of images")
     if len(paths) == 1 and paths[0].is_dir():
         sequence = _Pictures(paths[0].name or str(paths[0].resolve()), find_images(paths[0]), options)
     elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
@@ -116,13 +120,16 @@ class _Film:
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         given = 0
         try:
-            for picture in self._read(positions, convert_from):
-                given += 1
-                yield picture
-        except FrameListError:
-            # Times do not change by counting anew, nor do the frames before the difference.
-            self.count()
-            yield from self._read(positions, convert_from, given)
+            try:
+                for picture in self._read(positions, convert_from):
+                    given += 1
+                    yield picture
+            except FrameListError:
+                # Times do not change by counting anew, nor do the frames before the difference.
+                self.count()
+                yield from self._read(positions, convert_from, given)
+        except VideoReadError as error:
+            raise VideoReadError(f"{self.files[0]}: {error}") from error
 
     def count(self) -> None:
         self._use(scan_by_decoding(self._video.path))
