@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -89,7 +90,8 @@ def test_the_python_lines_of_the_readme_run():
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
-    assert names["flow"].shape == (1, 2, 240, 320)
+    assert names["flow"].shape == (2, 240, 320)
+    np.testing.assert_array_equal(names["same"][0].detach(), names["flow"])
 
 
 def test_the_example_films_are_small_and_play():
