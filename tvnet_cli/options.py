@@ -147,10 +147,10 @@ class FrameOptions:
 
     Attributes
     ----------
-    start, end : float, seconds, or None
+    start, end : float, seconds from the first frame, or None
         Frames from ``start`` on and before ``end``; None is the beginning and the end of the film.
     every : int
-        Of these, each so-manieth frame; flow then leads from each one kept to the next one kept.
+        Of these each Nth frame; flow then leads from each one kept to the next one kept.
     short_side : int, pixels, or None
         The short side of each frame is resized to this, the other in the same ratio.
     size : (int, int), pixels, or None

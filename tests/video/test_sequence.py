@@ -64,6 +64,13 @@ def test_ranges_and_steps_choose_frames_by_time(tmp_path, options, expected):
     np.testing.assert_allclose(sequence.pts_seconds, np.array(expected) / 25)
 
 
+def test_start_and_end_count_from_the_first_frame_as_in_a_player(tmp_path):
+    film = write_film(tmp_path / "a.mkv", 60, pts=lambda number: number + 1000)
+    sequence = open_sequence([film], FrameOptions(start=1.0, end=1.2))
+    assert numbers(sequence) == [25, 26, 27, 28, 29]
+    assert sequence.pts_seconds[0] == pytest.approx(41.0, abs=1e-3)
+
+
 def test_single_frames_are_read_by_position(tmp_path):
     sequence = open_sequence([write_film(tmp_path / "a.mp4", 400)], FrameOptions(start=1.0))
     assert [read_number(picture) for picture in sequence.read([0, 1, 300, 301])] == [25, 26, 325, 326]

@@ -113,7 +113,8 @@ class _Film:
         self.pts_seconds = seconds[self.frame_index]
         self.notes, self.damage = video.notes, ""
         # What is broken behind the last frame that is wanted does no harm.
-        if video.damage and not video.damage.seconds >= (np.inf if self.options.end is None else self.options.end):
+        last_wanted = np.inf if self.options.end is None else video.pts_seconds[0] + self.options.end
+        if video.damage and not video.damage.seconds >= last_wanted:
             at = f" after {video.damage.seconds:.2f} s" if np.isfinite(video.damage.seconds) else ""
             self.damage = f"breaks{at}: {video.damage.reason}"
 
@@ -192,7 +193,8 @@ def _at_rate(count: int, frame_time: Fraction) -> NDArray[np.float64]:
 
 
 def _select(seconds: NDArray[np.float64], options: FrameOptions) -> NDArray[np.int64]:
-    """Numbers of the frames that the options ask for."""
+    """Numbers of the frames that the options ask for; start and end count from the first frame, as in a player."""
+    seconds = seconds - seconds[:1]
     first = -np.inf if options.start is None else options.start
     last = np.inf if options.end is None else options.end
     return np.flatnonzero((seconds >= first) & (seconds < last))[:: options.every]
