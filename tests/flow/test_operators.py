@@ -204,6 +204,15 @@ def test_the_gradient_comes_with_the_warped_image(sampler):
     torch.testing.assert_close(gradient[0, :, 2:4, 2:5], torch.tensor([3.0, 0]).view(2, 1, 1).expand(-1, 2, 3))
 
 
+def test_the_bicubic_sampler_differentiates_what_it_read():
+    ramp = 3 * torch.arange(12.0).expand(1, 1, 6, 12)
+    stretch = torch.zeros(1, 2, 6, 12)
+    stretch[:, 0] = torch.arange(12.0) / 5 - 1  # the warped ramp is 1.2 times as steep
+    for sampler, slope in (("exact", 3.0), ("bicubic", 3.6)):
+        gradient = warp_with_gradient(ramp, stretch, sampler)[1]
+        torch.testing.assert_close(gradient[0, 0, 2:4, 4:8], torch.full((2, 4), slope))
+
+
 def test_a_flow_leads_inside_up_to_the_border_pixels():
     flow = torch.zeros(1, 2, 3, 4)
     flow[0, 0, 0] = torch.tensor([-0.1, 2, 1, 0.1])
