@@ -161,6 +161,9 @@ _SOLVER_OPTIONS = [
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How frames are read between pixels."),
     click.option("--presmoothing/--no-presmoothing", default=None, help="Smooth the frames first."),
     click.option("--antialias/--no-antialias", default=None, help="Average when frames are made smaller."),
+    click.option("--coarsest-side", type=int, metavar="PIXELS", help="No level of the pyramid is smaller."),
+    click.option("--average-gradients/--no-average-gradients", default=None, help="Mean gradient of both frames."),
+    click.option("--ignore-outside/--no-ignore-outside", default=None, help="No data term outside the frame."),
     click.option("--median-size", type=int, metavar="PIXELS", help="Side of a median filter after each warp, or 0."),
     click.option("--edge-weight", type=float, help="How much cheaper the flow bends at edges of the frame."),
 ]

@@ -47,9 +47,15 @@ class TVNetOptions:
         How frames are read between pixels; see ``tvnet_cli.flow.operators.warp``.
     presmoothing : bool
         Smooth the frames by a Gaussian of sigma 0.8 first: less noise, but less fine texture to hold on to.
+    coarsest_side : int, pixels
+        No level is smaller: on a tiny one the flow soon leaves the frame, where nothing calls it back.
     antialias : bool
         Average over as many pixels as a coarser level drops, so that fine texture cannot pose as coarse texture.
-    median_size : int, 0 or odd, pixels
+    average_gradients : bool
+        Take the mean of the gradients of both frames: it halves their noise and suits half-way positions.
+    ignore_outside : bool
+        No data term where the flow leaves the frame: what is there was not filmed.
+    median_size : int, pixels, 0 or odd
         Side of the median filter of the flow after each warp, which takes outliers away and keeps edges; 0: none.
     edge_weight : float
         How much cheaper the flow bends along edges of the first frame, where things end; 0: not at all.
@@ -64,7 +70,10 @@ class TVNetOptions:
     theta: float = 0.3
     sampler: Sampler = "authors"
     presmoothing: bool = True
+    coarsest_side: int = 3  # a centred difference needs three
     antialias: bool = False
+    average_gradients: bool = False
+    ignore_outside: bool = False
     median_size: int = 0
     edge_weight: float = 0.0
 
@@ -80,30 +89,39 @@ class TVNetOptions:
             raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
-        for name in ("presmoothing", "antialias"):
+        for name in ("presmoothing", "antialias", "average_gradients", "ignore_outside"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if self.median_size < 0 or (self.median_size > 0 and self.median_size % 2 == 0):
-            raise ValueError(f"median_size must be 0 or odd, not {self.median_size}")
+        if self.coarsest_side < 3:
+            raise ValueError(f"coarsest_side must be at least 3, not {self.coarsest_side}")
+        if self.median_size != 0 and (self.median_size < 3 or self.median_size % 2 == 0):
+            raise ValueError(f"median_size must be 0 or an odd number from 3 on, not {self.median_size}")
         if not (math.isfinite(self.edge_weight) and self.edge_weight >= 0):
             raise ValueError(f"edge_weight must be 0 or more, not {self.edge_weight}")
 
 
+# tv-l1: the scheme is that of Zach, Pock, Bischof, DAGM 2007; fine pyramid, warps and iterations follow Sanchez
+# Perez et al., IPOL 2013; median, bicubic reading and averaged gradients follow Wedel et al., An improved algorithm
+# for TV-L1 optical flow, 2009, and Sun, Roth, Black, Secrets of optical flow estimation, CVPR 2010. The numbers were
+# chosen on 28 drawn pairs of known flow (layers, thin things, rotations, occlusions, up to 20 px), not on real ones.
 PRESETS: dict[str, TVNetOptions] = {
     "tvnet-10": TVNetOptions(num_iterations=10),
     "tvnet-30": TVNetOptions(num_iterations=30),
     "tvnet-50": TVNetOptions(num_iterations=50),
     "tv-l1": TVNetOptions(
-        num_scales=16,
-        num_warps=10,
-        num_iterations=15,
+        num_scales=20,
+        num_warps=5,
+        num_iterations=30,
         zoom_factor=0.8,
         lambda_=0.25,
         sampler="bicubic",
         presmoothing=False,
+        coarsest_side=8,
         antialias=True,
+        average_gradients=True,
+        ignore_outside=True,
         median_size=5,
-        edge_weight=5.0,
+        edge_weight=10.0,
     ),
 }
 

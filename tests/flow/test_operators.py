@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy_tvl1
 import pytest
@@ -11,14 +12,18 @@ from tvnet_cli.flow.operators import (
     divergence,
     dual_denominator,
     dual_step,
+    edge_cost,
     forward_gradient,
     grey,
     inverse_squared_gradient,
+    leads_inside,
+    median_filter,
     resize,
     resize_flow,
     smooth,
     stretch_range,
     warp,
+    warp_with_gradient,
 )
 
 PLAIN = torch.tensor([-1.0, 1.0]).expand(2, 2, 2)
@@ -163,3 +168,104 @@ def test_the_gradient_of_the_dual_update_is_equation_2_of_the_supplement():
     a = step / (1 + step * norm)
     b = step * u_x.detach() * (p + step * u_x.detach()) / (1 + step * norm) ** 2
     torch.testing.assert_close(u_x.grad, a - b / norm, rtol=1e-12, atol=1e-12)
+
+
+def test_the_bicubic_sampler_is_cubic_convolution_with_repeated_borders():
+    image, flow = torch.rand(2, 3, 7, 9), 3 * torch.randn(2, 2, 7, 9)
+
+    def weight(distance: float) -> float:  # Keys 1981, a = -1/2
+        d = abs(distance)
+        return 1.5 * d**3 - 2.5 * d**2 + 1 if d <= 1 else -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2 if d < 2 else 0
+
+    expected = np.zeros(image.shape)
+    for b, i, j in np.ndindex(2, 7, 9):
+        x = min(max(j + float(flow[b, 0, i, j]), 0), 8)
+        y = min(max(i + float(flow[b, 1, i, j]), 0), 6)
+        for m, n in np.ndindex(11, 13):  # two more rows and columns on each side
+            row, column = min(max(m - 2, 0), 6), min(max(n - 2, 0), 8)
+            expected[b, :, i, j] += weight(m - 2 - y) * weight(n - 2 - x) * image[b, :, row, column].numpy()
+    np.testing.assert_allclose(warp(image, flow, "bicubic"), expected, atol=1e-5)
+
+
+def test_the_bicubic_sampler_reads_a_parabola_exactly():
+    x, y = torch.arange(12.0), torch.arange(10.0)[:, None]
+    flow = torch.tensor([0.3, -0.6]).view(1, 2, 1, 1).expand(-1, -1, 10, 12)
+    warped = warp((x * x - 2 * y * y + x * y)[None, None], flow, "bicubic")[0, 0]
+    expected = (x + 0.3) ** 2 - 2 * (y - 0.6) ** 2 + (x + 0.3) * (y - 0.6)
+    torch.testing.assert_close(warped[3:-2, 2:-3], expected[3:-2, 2:-3], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["authors", "exact", "bicubic"])
+def test_the_gradient_comes_with_the_warped_image(sampler):
+    ramp = 3 * torch.arange(8.0).expand(1, 1, 6, 8)
+    flow = torch.full((1, 2, 6, 8), 0.5)
+    warped, gradient = warp_with_gradient(ramp, flow, sampler)
+    assert torch.equal(warped, warp(ramp, flow, sampler))
+    torch.testing.assert_close(gradient[0, :, 2:4, 2:5], torch.tensor([3.0, 0]).view(2, 1, 1).expand(-1, 2, 3))
+
+
+def test_the_bicubic_sampler_differentiates_what_it_read():
+    ramp = 3 * torch.arange(12.0).expand(1, 1, 6, 12)
+    stretch = torch.zeros(1, 2, 6, 12)
+    stretch[:, 0] = torch.arange(12.0) / 5 - 1  # the warped ramp is 1.2 times as steep
+    for sampler, slope in (("exact", 3.0), ("bicubic", 3.6)):
+        gradient = warp_with_gradient(ramp, stretch, sampler)[1]
+        torch.testing.assert_close(gradient[0, 0, 2:4, 4:8], torch.full((2, 4), slope))
+
+
+def test_a_flow_leads_inside_up_to_the_border_pixels():
+    flow = torch.zeros(1, 2, 3, 4)
+    flow[0, 0, 0] = torch.tensor([-0.1, 2, 1, 0.1])
+    flow[0, 1, 2] = torch.tensor([0, 0.1, -2, -2.1])
+    assert leads_inside(flow)[0, 0].tolist() == [[False, True, True, False], [True] * 4, [True, False, True, False]]
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_the_median_filter_equals_the_median_of_each_window(size):
+    field = torch.rand(2, 2, 9, 12).round(decimals=1)  # with equal values in it
+    padded = np.pad(field.numpy(), ((0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2), mode="edge")
+    expected = np.median(np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3)), (-2, -1))
+    assert np.array_equal(median_filter(field, size), expected)
+    if size in (3, 5):
+        assert np.array_equal(median_filter(field, size)[1, 0], cv2.medianBlur(field[1, 0].numpy(), size))
+
+
+def test_the_gradient_of_a_median_goes_to_the_middle_value():
+    field = torch.randperm(9).float().view(1, 1, 3, 3).requires_grad_()
+    median_filter(field, 3)[0, 0, 1, 1].backward()
+    assert torch.equal(field.grad, (field == 4).float())
+
+
+def test_antialiasing_averages_what_a_smaller_picture_drops():
+    stripes = 100.0 * (torch.arange(81) % 2).expand(1, 1, 81, 81)
+    assert resize(stripes, (41, 41)).std() == 0  # every other pixel: a false flat picture
+    assert resize(stripes, (33, 33)).std() > 30
+    inside = resize(stripes, (33, 33), antialias=True)[..., 2:-2, 2:-2]
+    assert (inside - 50).abs().max() < 15
+
+
+@pytest.mark.parametrize("size", [(33, 50), (90, 121)])
+def test_antialiased_resizing_keeps_every_place_and_a_flow_its_meaning(size):
+    x = torch.arange(81.0).expand(1, 1, 60, 81)
+    got = resize(x, size, antialias=True)[0, 0, :, 3:-3]
+    expected = (torch.arange(size[1]) + 0.5) * 81 / size[1] - 0.5  # pixel centres, the left edge at -1/2
+    torch.testing.assert_close(got, expected[3:-3].expand(size[0], -1), rtol=0, atol=0.1)
+    flow = torch.tensor([81.0, 60.0]).view(1, 2, 1, 1).expand(-1, -1, 60, 81)  # from side to side
+    moved = torch.tensor([size[1], size[0]]).float().view(1, 2, 1, 1).expand(-1, -1, *size)
+    torch.testing.assert_close(resize_flow(flow, size, antialias=True), moved)
+
+
+def test_the_flow_bends_more_cheaply_at_edges():
+    image = torch.zeros(1, 1, 4, 8)
+    image[..., 4:] = 255
+    image[0, 0, 2:, 0] = 51
+    cost = edge_cost(image, 10.0)[0, 0]
+    torch.testing.assert_close(cost[1, 3:5], torch.full((2,), float(np.exp(-5))))
+    torch.testing.assert_close(cost[3, 0], torch.exp(torch.tensor(-1.0)))
+    torch.testing.assert_close(cost[1, 1:3], torch.ones(2))
+
+
+def test_a_constant_picture_has_finite_gradients_of_its_edge_cost():
+    image = torch.full((1, 1, 4, 5), 9.0, requires_grad=True)
+    edge_cost(image, 4.0).sum().backward()
+    assert torch.isfinite(image.grad).all()

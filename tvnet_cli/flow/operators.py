@@ -91,7 +91,7 @@ def smooth(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Bilinear resize with the corner pixels kept in the corners.
+    """Bilinear resize, by corners as in the authors' code or by areas with an anti-alias filter.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Ten
     size : (int, int)
         Height, width.
     antialias : bool
-        When it shrinks, widen the triangle of bilinear weights by the same factor.
+        False: corner pixels stay in the corners. True: the edges of the picture stay where they are, and when it
+        shrinks, the triangle of the weights widens by the same factor.
 
     Returns
     -------
@@ -107,10 +108,32 @@ def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Ten
     """
     if image.shape[-2:] == size:
         return image
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=True, antialias=antialias)
+    if antialias:
+        return _resize_areas(_resize_areas(image, size[0], 2), size[1], 3)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=True)
 
 
-def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_areas(image: Tensor, length: int, axis: int) -> Tensor:
+    """Resize one axis by triangle weights; the border pixel repeats.
+
+    Tap by tap, because the last bits of torch's own anti-aliased resize depend on the batch.
+    """
+    old = image.shape[axis]
+    reach = max(1.0, old / length)
+    centres = (torch.arange(length, dtype=torch.float64, device=image.device) + 0.5) * (old / length) - 0.5
+    taps = torch.arange(int(2 * reach) + 1, dtype=torch.float64, device=image.device)
+    pixels = (centres - reach).ceil() + taps[:, None]
+    weights = (1 - (pixels - centres).abs() / reach).clamp(min=0)
+    weights = (weights / weights.sum(0)).to(image.dtype)
+    if axis == 2:
+        weights = weights.unsqueeze(2)
+    total = image.new_zeros(())
+    for weight, index in zip(weights, pixels.long().clamp(0, old - 1), strict=True):
+        total = total + weight * image.index_select(axis, index)
+    return total
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """Resize a flow field and its values: x by the width ratio, y by the height ratio.
 
     Parameters
@@ -118,15 +141,18 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     flow : Tensor, (B, 2, H, W), pixels of the old grid
     size : (int, int)
         Height, width.
+    antialias : bool
+        As for ``resize``.
 
     Returns
     -------
     Tensor, (B, 2, height, width), pixels of the new grid
-        The ratio is that of the distances between corner pixels, which ``resize`` keeps in the corners.
+        The ratio is that of what ``resize`` keeps in place: the distances between corner pixels, or the sides.
     """
-    height, width = flow.shape[-2:]
-    ratio = flow.new_tensor([(size[1] - 1) / (width - 1), (size[0] - 1) / (height - 1)])
-    return resize(flow, size) * ratio[:, None, None]
+    spans = [(side, old) if antialias else (side - 1, old - 1) for side, old in zip(size, flow.shape[-2:], strict=True)]
+    (height, old_height), (width, old_width) = spans
+    ratio = flow.new_tensor([width / old_width, height / old_height])
+    return resize(flow, size, antialias) * ratio[:, None, None]
 
 
 def warp(image: Tensor, flow: Tensor, sampler: Sampler = "exact") -> Tensor:
@@ -183,8 +209,8 @@ def warp_with_gradient(image: Tensor, flow: Tensor, sampler: Sampler) -> tuple[T
     image : Tensor, (B, 1, H, W)
     flow : Tensor, (B, 2, H, W), pixels
     sampler : {"exact", "bicubic", "authors"}
-        ``bicubic`` differentiates the warped image, which costs one cubic read and not three, and has gradient 0
-        where the flow leads out of the picture: nothing is known there. The others warp the gradient too.
+        ``bicubic`` differentiates the warped image, which costs one cubic read and not three. The others warp
+        the gradient too.
 
     Returns
     -------
@@ -192,13 +218,22 @@ def warp_with_gradient(image: Tensor, flow: Tensor, sampler: Sampler) -> tuple[T
     """
     if sampler == "bicubic":
         warped = warp(image, flow, sampler)
-        return warped, centered_gradient(warped) * _leads_inside(flow)
+        return warped, centered_gradient(warped)
     both = warp(torch.cat((image, centered_gradient(image)), 1), flow, sampler)
     return both[:, :1], both[:, 1:]
 
 
-def _leads_inside(flow: Tensor) -> Tensor:
-    """Whether the flow ends inside the picture: (B, 1, H, W)."""
+def leads_inside(flow: Tensor) -> Tensor:
+    """Whether the flow ends inside the picture.
+
+    Parameters
+    ----------
+    flow : Tensor, (B, 2, H, W), pixels
+
+    Returns
+    -------
+    Tensor, (B, 1, H, W), bool
+    """
     height, width = flow.shape[-2:]
     x = flow[:, :1] + torch.arange(width, dtype=flow.dtype, device=flow.device)
     y = flow[:, 1:] + torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None]
@@ -374,12 +409,12 @@ def edge_cost(image: Tensor, edge_weight: float) -> Tensor:
     Returns
     -------
     Tensor, (B, 1, H, W), in (0, 1]
-        ``exp(-edge_weight * |gradient / 255| ** 0.8)``, not below exp(-4), of Wedel, Cremers, Pock, Bischof,
-        Structure- and motion-adaptive regularization for high accuracy optic flow, ICCV 2009.
+        ``exp(-edge_weight * |gradient| / 255)``: Wedel, Cremers, Pock, Bischof, Structure- and motion-adaptive
+        regularization for high accuracy optic flow, ICCV 2009, without the power, which changes little.
     """
-    gradient = centered_gradient(image) / 255
-    squared = (gradient * gradient).sum(1, keepdim=True) + EPSILON  # its power 0.4 has no gradient at 0
-    return torch.exp(-(edge_weight * squared**0.4).clamp(max=4))
+    gradient = centered_gradient(image)
+    squared = (gradient * gradient).sum(1, keepdim=True) + EPSILON  # no root has a gradient at 0
+    return torch.exp(torch.sqrt(squared) * (-edge_weight / 255))
 
 
 def median_filter(field: Tensor, size: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tvnet_cli.flow.operators import (
+    centered_gradient,
     data_step,
     divergence,
     dual_denominator,
@@ -17,6 +18,7 @@ from tvnet_cli.flow.operators import (
     forward_gradient,
     grey,
     inverse_squared_gradient,
+    leads_inside,
     median_filter,
     resize,
     resize_flow,
@@ -26,7 +28,6 @@ from tvnet_cli.flow.operators import (
 )
 from tvnet_cli.options import MIN_FRAME_SIDE, TVNetOptions
 
-MIN_LEVEL_SIDE = 3  # pixels; a centred difference needs three
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
 
 
@@ -159,13 +160,14 @@ class TVNet(nn.Module):
             The coarsest first.
         """
         options = self.options
-        sizes = pyramid_sizes(first.shape[-2], first.shape[-1], options.num_scales, options.zoom_factor)
+        height, width = first.shape[-2:]
+        sizes = pyramid_sizes(height, width, options.num_scales, options.zoom_factor, options.coarsest_side)
         flows: list[Tensor] = []
         for scale, size in reversed(list(enumerate(sizes))):
             if flows:
                 u = self._to_finer_level(flows[-1], size)
             else:
-                u = resize_flow(self.u0, size).expand(first.shape[0], -1, -1, -1)
+                u = resize_flow(self.u0, size, options.antialias).expand(first.shape[0], -1, -1, -1)
             first_level, second_level = (resize(frame, size, options.antialias) for frame in (first, second))
             flows.append(self._solve_level(first_level, second_level, u, scale))
         return flows
@@ -173,7 +175,7 @@ class TVNet(nn.Module):
     def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         if self.options.sampler == "authors":
             return resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
-        return resize_flow(u, size)
+        return resize_flow(u, size, self.options.antialias)
 
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
@@ -183,7 +185,11 @@ class TVNet(nn.Module):
         p_x = p_y = torch.zeros_like(u)
         for warp_number in range(options.num_warps):
             warped, gradient = warp_with_gradient(second, u, options.sampler)
+            if options.average_gradients:
+                gradient = (gradient + centered_gradient(first)) / 2
             inverse = inverse_squared_gradient(gradient)
+            if options.ignore_outside:
+                inverse = inverse * leads_inside(u)
             rho_constant = warped - (gradient * u).sum(1, keepdim=True) - first
             for iteration in range(options.num_iterations):
                 v = data_step(u, gradient, inverse, rho_constant, limit)
@@ -199,11 +205,17 @@ class TVNet(nn.Module):
         return u
 
 
-def pyramid_sizes(height: int, width: int, max_scales: int, zoom_factor: float) -> list[tuple[int, int]]:
+def pyramid_sizes(
+    height: int,
+    width: int,
+    max_scales: int,
+    zoom_factor: float,
+    coarsest_side: int = TVNetOptions.coarsest_side,
+) -> list[tuple[int, int]]:
     """Height and width of each level, the finest first.
 
     The authors' rule, with two repairs: a fractional number of levels is rounded down (their code stops with an
-    error), and no level is smaller than 3 pixels on a side.
+    error), and no level has a side smaller than ``coarsest_side``.
     """
     diagonal = math.hypot(height, width)
     limit = 1 + math.log(diagonal / COARSEST_DIAGONAL) / math.log(1 / zoom_factor)
@@ -211,7 +223,7 @@ def pyramid_sizes(height: int, width: int, max_scales: int, zoom_factor: float) 
     for scale in range(max(1, min(int(limit), max_scales))):
         factor = zoom_factor**scale
         size = int(height * factor + 0.5), int(width * factor + 0.5)
-        if scale > 0 and min(size) < MIN_LEVEL_SIDE:
+        if scale > 0 and min(size) < coarsest_side:
             break
         sizes.append(size)
     return sizes
