@@ -128,6 +128,20 @@ def test_a_pair_as_flo_and_its_error(pair, tmp_path):
     assert json.loads(result.stdout)["endpoint_error_pixels"] == pytest.approx(expected[0])
 
 
+def test_the_error_counts_fields_of_earlier_runs_too(frames, tmp_path):
+    (tmp_path / "truth").mkdir()
+    for number in range(11):
+        truth = np.full((2, 72, 96), -float(number), np.float32)
+        (tmp_path / "truth" / f"{number}.flo").write_bytes(write_flo(truth))
+    command = [frames, "-o", tmp_path / "a.h5", "--truth", tmp_path / "truth"]
+    first, second = flow(*command), flow(*command)
+    assert first.stdout.endswith("(mean of 11 fields)\n")
+    assert second.stdout == first.stdout
+    with h5py.File(tmp_path / "a.h5") as file:
+        errors = [endpoint_error(field, np.full_like(field, -number)) for number, field in enumerate(file["flow"][:])]
+    assert first.stdout.startswith(f"endpoint error {np.mean(errors):.3f} px")
+
+
 def test_the_authors_output_is_reproduced_from_picture_files(shared_data, tmp_path):
     with np.load(shared_data / "tvnet_golden" / "sample240_s1w1i50.npz") as archive:
         golden = dict(archive)

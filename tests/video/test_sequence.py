@@ -10,7 +10,8 @@ from PIL import Image
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.options import FrameOptions
-from tvnet_cli.video.decode import scan, scan_by_decoding
+from tvnet_cli.video import sequence as sequence_module
+from tvnet_cli.video.decode import VideoScan, scan, scan_by_decoding
 from tvnet_cli.video.sequence import open_sequence
 
 
@@ -94,16 +95,27 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path, rotation):
         assert all(picture.flags.c_contiguous for picture in pictures)
 
 
-def test_a_film_whose_packets_promise_too_much_is_counted_anew(tmp_path, monkeypatch):
-    from tvnet_cli.video import sequence as module
-
-    film = write_film(tmp_path / "a.mp4", 30)
+def promise(monkeypatch, film: Path, pts: np.ndarray) -> None:
+    """Let the scan of the packets find these times in place of the true ones."""
     true = scan(film)
-    step = true.pts[1] - true.pts[0]
-    wrong = true.pts.copy()
-    wrong[20:] += step
-    promise = type(true)(film, wrong * float(true.time_base), wrong, true.keys, true.time_base)
-    monkeypatch.setattr(module, "scan", lambda path: promise)
+    wrong = VideoScan(film, pts * float(true.time_base), pts, true.keys, true.time_base)
+    monkeypatch.setattr(sequence_module, "scan", lambda path: wrong)
+
+
+def test_a_film_that_goes_on_behind_its_promised_end_is_read_to_its_end(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "a.mp4", 30)
+    promise(monkeypatch, film, scan(film).pts[:26])
+    sequence = open_sequence([film], FrameOptions())
+    assert len(sequence.frame_index) == 26
+    assert numbers(sequence) == list(range(30))
+    assert len(sequence.frame_index) == 30
+
+
+def test_a_film_whose_packets_promise_too_much_is_counted_anew(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "a.mp4", 30)
+    wrong = scan(film).pts.copy()
+    wrong[20:] += wrong[1] - wrong[0]
+    promise(monkeypatch, film, wrong)
     sequence = open_sequence([film], FrameOptions())
     assert sequence.pts_seconds[25] == pytest.approx(26 / 25)
     assert numbers(sequence) == list(range(30))
