@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tvnet_cli.errors import FlowFileError
+from tvnet_cli.flow import files as files_module
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.files import FieldFile, FieldFolder, NpzFile, encode_flo, encode_jpg_pair, encode_png, read_flow
 from tvnet_cli.flow.files import write_flo as flo_content
@@ -149,6 +150,7 @@ def test_an_interrupted_npz_holds_the_whole_fields(tmp_path):
         raise KeyboardInterrupt
     with np.load(tmp_path / "a.npz") as archive:
         np.testing.assert_array_equal(archive["flow"], make_field(0).flow[None])
+        assert archive.zip.getinfo("flow.npy").file_size == 128 + make_field(0).flow.nbytes
 
 
 def test_npz_without_fields_is_no_file(tmp_path):
@@ -205,6 +207,15 @@ def test_a_folder_goes_on_behind_its_last_whole_field(tmp_path):
     for position in range(3):
         path = tmp_path / "out" / f"backward_{position + 1:05d}.flo"
         np.testing.assert_array_equal(read_flow(path), all_arrays(position).arrays["backward"])
+
+
+def test_the_file_that_tells_that_a_field_is_whole_comes_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(files_module, "_replace", lambda path, content: written.append(path.name))
+    with folder(tmp_path) as output:
+        output.write(all_arrays())
+    assert len(written) == 5
+    assert written[-1] == "flow_00001.flo"
 
 
 def test_a_folder_of_another_recipe_or_of_unknown_origin_is_left_alone(tmp_path):

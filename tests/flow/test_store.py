@@ -97,6 +97,34 @@ def test_more_or_fewer_fields_than_promised(tmp_path, promised):
     check(tmp_path / "a.h5", 5)
 
 
+def test_what_a_kill_would_leave_at_any_moment(tmp_path, monkeypatch):
+    path, snapshots = tmp_path / "a.h5", []
+    write(path, range(2), num_fields=2)  # an earlier run; this one adds two fields, of which it gets one done
+    flush = h5py.File.flush
+
+    def flush_and_copy(file: h5py.File) -> None:
+        flush(file)
+        snapshots.append(path.read_bytes())
+
+    monkeypatch.setattr(h5py.File, "flush", flush_and_copy)
+    with store(path) as output:
+        output.write(make_field(2))
+        size = path.stat().st_size
+        output.write(make_field(3))
+        assert path.stat().st_size == size  # no space was asked for, so no table was moved
+    states = []
+    for number, content in enumerate(snapshots):
+        copy = tmp_path / f"{number}.h5"
+        copy.write_bytes(content)
+        with h5py.File(copy, "r", locking=False) as file:
+            states.append(np.isfinite(file["pts_seconds"][:]).tolist())
+            for position in range(2 + (number + 2) // 2):
+                np.testing.assert_array_equal(file["flow"][position], make_field(position).flow)
+    # The field first, then the mark that it is there; behind it nothing.
+    there = [[True] * count + [False] * (4 - count) for count in (2, 3, 3, 4)]
+    assert states == there
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[2:]
