@@ -234,12 +234,12 @@ def test_frames_are_resized_before(film, tmp_path):
 
 def test_numbers_replace_those_of_the_preset(pair, tmp_path):
     given = "--preset tv-l1 --scales 4 --warps 3 --iterations 2 --zoom-factor 0.7 --tau 0.2 --lambda 0.1 --theta 0.25 "
-    given += "--sampler authors --presmoothing --no-antialias --median-size 3 --edge-weight 0"
+    given += "--sampler authors --presmoothing 0.7 --no-antialias --median-size 3 --edge-weight 0"
     assert flow(*pair, "-o", tmp_path / "a.h5", *given.split()).exit_code == 0
     with h5py.File(tmp_path / "a.h5") as file:
         options = json.loads(file.attrs["recipe"])["tvnet"]
     expected = {"num_scales": 4, "num_warps": 3, "num_iterations": 2, "zoom_factor": 0.7, "tau": 0.2, "lambda_": 0.1}
-    expected |= {"theta": 0.25, "sampler": "authors", "presmoothing": True, "antialias": False, "median_size": 3}
+    expected |= {"theta": 0.25, "sampler": "authors", "presmoothing": 0.7, "antialias": False, "median_size": 3}
     assert options.items() >= expected.items()
 
 
@@ -415,6 +415,9 @@ def test_trained_kernels_come_with_their_schedule(pair, tmp_path):
         ("{film} --zoom-factor 1.5", 2, "zoom_factor must lie between 0 and 1"),
         ("{film} --iterations 0", 2, "num_iterations must be at least 1"),
         ("{film} --tau nan", 2, "tau must be a positive number"),
+        ("{film} --presmoothing -1", 2, "presmoothing must be 'authors' or 0 to 10 pixels"),
+        ("{film} --presmoothing much", 2, "'much'"),
+        ("{film} --median-size 4", 2, "median_size must be 0 or an odd number"),
         ("{film} --every 0", 2, "--every"),
         ("{film} --start 2 --end 1", 2, "does not lie behind the start"),
         ("{film} --start 99", 1, "optical flow needs two frames, and here 0"),

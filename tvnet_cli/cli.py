@@ -159,10 +159,9 @@ _SOLVER_OPTIONS = [
     click.option("--lambda", "lambda_", type=float, help="Weight of the data term: larger follows the pictures."),
     click.option("--theta", type=float, help="Coupling of the flow and its auxiliary field."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How frames are read between pixels."),
-    click.option("--presmoothing/--no-presmoothing", default=None, help="Smooth the frames first."),
+    click.option("--presmoothing", metavar="SIGMA|authors", help="Smooth the frames first; 0 does not."),
     click.option("--antialias/--no-antialias", default=None, help="Average when frames are made smaller."),
     click.option("--coarsest-side", type=int, metavar="PIXELS", help="No level of the pyramid is smaller."),
-    click.option("--average-gradients/--no-average-gradients", default=None, help="Mean gradient of both frames."),
     click.option("--ignore-outside/--no-ignore-outside", default=None, help="No data term outside the frame."),
     click.option("--median-size", type=int, metavar="PIXELS", help="Side of a median filter after each warp, or 0."),
     click.option("--edge-weight", type=float, help="How much cheaper the flow bends at edges of the frame."),
@@ -305,6 +304,8 @@ def _flow_options(
             "--weights bring the schedule that they were trained with: leave out --preset and its numbers"
         )
     try:
+        if numbers.get("presmoothing", "authors") != "authors":
+            numbers["presmoothing"] = float(numbers["presmoothing"])
         solver = dataclasses.replace(PRESETS[preset or DEFAULT_PRESET], **numbers)
         return FrameOptions(**frames), fields, solver
     except ValueError as error:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy_tvl1
@@ -63,6 +65,20 @@ def test_stretch_range_leaves_a_pair_of_one_level_and_its_gradients_alone():
     (a + b).sum().backward()
     assert torch.equal(a.detach(), level.detach())
     assert torch.equal(level.grad, torch.full_like(level, 2))
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.5, 1.3])
+def test_smoothing_by_a_number_is_the_gaussian_filter_with_repeated_borders(sigma):
+    image = torch.rand(2, 1, 23, 31) * 255
+    size = 2 * math.ceil(3 * sigma) + 1
+    for smoothed, original in zip(smooth(image, sigma), image, strict=True):
+        theirs = cv2.GaussianBlur(original[0].numpy(), (size, size), sigma, borderType=cv2.BORDER_REPLICATE)
+        np.testing.assert_allclose(smoothed[0], theirs, atol=1e-3)
+
+
+def test_smoothing_by_nothing_changes_nothing():
+    image = torch.rand(1, 1, 9, 11)
+    assert torch.equal(smooth(image, 0), image)
 
 
 def test_smoothing_keeps_a_level_inside_and_darkens_a_rim_of_two_pixels():

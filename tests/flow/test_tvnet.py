@@ -288,7 +288,7 @@ def test_the_classic_preset_is_close_to_the_truth_of_real_pairs(shared_data):
             flow = net(*(torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames))[0]
         error = (flow - truth).norm(dim=0)[truth.abs().amax(0) < 1e9]
         errors.append(float(error.mean()))
-    assert np.mean(errors) < 0.185, errors
+    assert np.mean(errors) < 0.178, errors
     assert errors[2] < 0.25, errors
 
 
@@ -307,7 +307,7 @@ def test_the_classic_preset_follows_large_and_small_motion_up_to_the_border(dx, 
 
 def test_each_helper_changes_the_flow():
     first, second = textured_pair(40, 52, 2.3, -1.2)
-    off = {"presmoothing": True, "antialias": False, "average_gradients": False, "ignore_outside": False}
+    off = {"presmoothing": 0, "antialias": False, "ignore_outside": False}
     off |= {"median_size": 0, "edge_weight": 0.0, "sampler": "exact"}
     with torch.inference_mode():
         flow = all_helpers()(first, second)
@@ -319,7 +319,7 @@ def test_no_data_term_acts_where_the_flow_leaves_the_frame():
     # A flow that leaves the frame at once and has no variation stays what it is, whatever the frames hold.
     first, second = (torch.rand(1, 1, 20, 24) * 255 for _ in range(2))
     for ignore_outside in (True, False):
-        net = all_helpers(num_scales=1, num_warps=1, ignore_outside=ignore_outside)
+        net = all_helpers(num_scales=1, num_warps=1, sampler="exact", ignore_outside=ignore_outside)
         with torch.no_grad():
             net.u0.fill_(1.0)
             start = net.u0[..., :1, :1] * torch.tensor([23 / 223, 19 / 223]).view(1, 2, 1, 1)
@@ -335,7 +335,7 @@ def test_the_last_of_all_scales_is_the_flow_and_the_others_are_its_pyramid():
     with torch.inference_mode():
         flows = net.flow_scales(first, second)
         assert torch.equal(flows[-1], net(first, second))
-    assert [tuple(flow.shape[-2:]) for flow in reversed(flows)] == pyramid_sizes(60, 81, 20, 0.8, 8)
+    assert [tuple(flow.shape[-2:]) for flow in reversed(flows)] == pyramid_sizes(60, 81, 20, 0.7, 8)
     for flow in flows[4:]:  # in pixels of their own scale
         truth = torch.tensor([4 * flow.shape[3] / 81, 2 * flow.shape[2] / 60]).view(1, 2, 1, 1)
         assert (flow - truth).norm(dim=1).mean() < 0.1

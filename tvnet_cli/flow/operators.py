@@ -12,15 +12,17 @@ IPOL 2013, doi:10.5201/ipol.2013.26.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvnet_cli.options import Sampler
+from tvnet_cli.options import Presmoothing, Sampler
 
 EPSILON = 1e-12  # one constant of the authors' code, in squared intensity and in squared pixels
 
-# Gaussian of sigma 0.8, by squared distance from the centre, rounded as in the authors' code.
+# The authors' Gaussian by squared distance from the centre, rounded as in their code.
 _GAUSSIAN_TAPS = {0: 0.219833, 1: 0.110656, 2: 0.0557, 4: 0.01386, 5: 0.006976, 8: 0.000874}
 _GAUSSIAN_5X5 = [[_GAUSSIAN_TAPS[x * x + y * y] for x in range(-2, 3)] for y in range(-2, 3)]
 
@@ -74,20 +76,35 @@ def stretch_range(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return stretched(first), stretched(second)
 
 
-def smooth(image: Tensor) -> Tensor:
-    """Gaussian of sigma 0.8 on 5 x 5 pixels.
+def smooth(image: Tensor, sigma: Presmoothing = "authors") -> Tensor:
+    """Gaussian filter.
 
     Parameters
     ----------
     image : Tensor, (B, 1, H, W)
+    sigma : float, pixels, or "authors"
+        Borders repeat; 0 changes nothing. ``authors``: the 5 x 5 filter of their code, with zeros outside the
+        picture, so that a 2-pixel rim darkens, alike in both frames.
 
     Returns
     -------
     Tensor, (B, 1, H, W)
-        Zeros lie outside the picture, as in the authors' code: a 2-pixel rim darkens, alike in both frames.
     """
-    kernel = torch.tensor(_GAUSSIAN_5X5, dtype=image.dtype, device=image.device)
-    return F.conv2d(image, kernel[None, None], padding=2)
+    if sigma == "authors":
+        kernel = torch.tensor(_GAUSSIAN_5X5, dtype=image.dtype, device=image.device)
+        return F.conv2d(image, kernel[None, None], padding=2)
+    if not sigma:
+        return image
+    radius = math.ceil(3 * sigma)
+    taps = [math.exp(-(tap * tap) / (2 * sigma * sigma)) for tap in range(-radius, radius + 1)]
+    # Tap by tap: the rounding of a convolution by a single row depends on the batch and on the threads.
+    for axis in (-1, -2):
+        length = image.shape[axis]
+        padded = F.pad(image, (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius), mode="replicate")
+        image = torch.zeros_like(image)
+        for start, tap in enumerate(taps):
+            image = torch.add(image, padded.narrow(axis, start, length), alpha=tap / sum(taps))
+    return image
 
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:

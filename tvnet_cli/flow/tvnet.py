@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tvnet_cli.flow.operators import (
-    centered_gradient,
     data_step,
     divergence,
     dual_denominator,
@@ -130,9 +129,8 @@ class TVNet(nn.Module):
         _check_frames(first, second)
         first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
         first, second = stretch_range(grey(first), grey(second))
-        if self.options.presmoothing:
-            first, second = smooth(first), smooth(second)
-        return self.solve_scales(first, second)
+        sigma = self.options.presmoothing
+        return self.solve_scales(smooth(first, sigma), smooth(second, sigma))
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
@@ -185,8 +183,6 @@ class TVNet(nn.Module):
         p_x = p_y = torch.zeros_like(u)
         for warp_number in range(options.num_warps):
             warped, gradient = warp_with_gradient(second, u, options.sampler)
-            if options.average_gradients:
-                gradient = (gradient + centered_gradient(first)) / 2
             inverse = inverse_squared_gradient(gradient)
             if options.ignore_outside:
                 inverse = inverse * leads_inside(u)
