@@ -460,8 +460,9 @@ def test_each_mistake_has_one_clear_line(film, pair, tmp_path, arguments, exit_c
         assert files(tmp_path) == before
 
 
-def test_quiet_says_nothing_and_vv_shows_tracebacks(film, tmp_path):
+def test_quiet_says_nothing_v_more_and_vv_shows_tracebacks(film, tmp_path):
     assert flow(film, "-q").output == ""
+    assert "flow on cpu: num_scales=1, num_warps=1, num_iterations=3," in flow(film, "-v", "--device", "cpu").stderr
     (tmp_path / "broken.mp4").write_text("no film")
     assert "Traceback" in flow(tmp_path / "broken.mp4", "-vv").stderr
 

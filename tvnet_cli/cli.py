@@ -251,6 +251,8 @@ def flow(
     tvnet, sha256 = load_tvnet(weights, solver)
     tvnet.to(chosen)
     progress = FlowProgress(sequence, quiet)
+    if verbose:
+        progress.announce(tvnet, chosen)
     sampled = {}
     if max_flow is None and any(target.coloured for target in targets):
         progress.announce_sampling()
@@ -283,7 +285,7 @@ def flow(
     progress.close(targets, max_flow, interrupted)
     if as_json:
         click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
-    elif errors.truths:
+    elif errors.means():
         click.echo(errors)
     broken = broken or (f"{paths[0]}: {sequence.damage}" if sequence.damage else "")
     if broken:

@@ -16,6 +16,7 @@ from tvnet_cli.features.extract import VideoResult
 from tvnet_cli.flow.compute import SAMPLED_FIELDS
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.outputs import Target
+from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
 from tvnet_cli.video.sequence import FrameSequence
 
@@ -156,6 +157,10 @@ class FlowProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def announce(self, tvnet: TVNet, device: object) -> None:
+        """Say what computes and where."""
+        self._say(f"flow on {device}: {escape(tvnet.extra_repr())}")
 
     def announce_sampling(self) -> None:
         """Say what happens before the first field, where it takes long."""
