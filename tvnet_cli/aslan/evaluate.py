@@ -1,0 +1,424 @@
+"""The benchmark, one straight line: feature types -> numbers of each pair -> folds -> accuracy, AUC.
+
+Protocol: Kliper-Gross, Hassner, Wolf, TPAMI 34(3), 2012, section 3.2: each split is tested once by a classifier
+trained on the others; nothing is ever fitted to test pairs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.svm import SVC, LinearSVC
+
+from tvnet_cli.aslan.features import FeatureType, VideoTable
+from tvnet_cli.aslan.pairs import PairSplits, some
+from tvnet_cli.aslan.similarity import PairSums, norms_and_totals, one_shot_similarity
+from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.options import DEFAULT_JOBS, EvalOptions
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]  # what goes on, steps done, all steps
+
+KERNEL_CACHE_MB = 500  # holds the kernel of 5,400 pairs
+# A column whose spread is below this part of its largest value is constant but for rounding.
+CONSTANT = 1e-12
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """How well decision values tell same from not-same pairs. All figures in percent.
+
+    Attributes
+    ----------
+    scores : ndarray, (N,), float64
+        Decision value of each pair, positive: same; NaN: never tested.
+    fold_accuracy, fold_auc : tuple of float
+        By tested split.
+    auc : float
+        Area under the one ROC curve of all tested pairs, ties counting half.
+    """
+
+    scores: Floats = field(repr=False)
+    fold_accuracy: tuple[float, ...]
+    fold_auc: tuple[float, ...]
+    auc: float
+
+    @property
+    def accuracy_mean(self) -> float:
+        """Mean accuracy over the folds."""
+        return float(np.mean(self.fold_accuracy))
+
+    @property
+    def accuracy_se(self) -> float | None:
+        """Standard error of the mean accuracy; None for a single fold."""
+        return _standard_error(self.fold_accuracy)
+
+    @property
+    def auc_fold_mean(self) -> float:
+        """Mean of the areas under the ROC curve of each fold."""
+        return float(np.mean(self.fold_auc))
+
+    @property
+    def auc_fold_se(self) -> float | None:
+        """Standard error of that mean; None for a single fold."""
+        return _standard_error(self.fold_auc)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result with all numbers of a pair, and with parts of them alone.
+
+    Attributes
+    ----------
+    overall : EvaluationResult
+    by_type : dict of feature type to EvaluationResult
+    by_measure : dict of (feature type, measure) to EvaluationResult
+        Empty for models other than the measures.
+    num_numbers : int
+        Numbers of a pair.
+    notes : tuple of str
+        What people should know, such as a solver that gave up.
+    """
+
+    overall: EvaluationResult
+    by_type: dict[str, EvaluationResult]
+    by_measure: dict[tuple[str, int], EvaluationResult]
+    num_numbers: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairNumbers:
+    """The numbers that classifiers see.
+
+    Attributes
+    ----------
+    values : ndarray, (1 or folds, N, M), float64
+        By fold where they differ, by pair.
+    columns : tuple of (feature type, measure), M
+        Measure 0 is one-shot similarity.
+    """
+
+    values: Floats = field(repr=False)
+    columns: tuple[tuple[str, int], ...]
+
+    def of_fold(self, fold: int) -> Floats:
+        """(N, M)."""
+        numbers: Floats = self.values[fold if len(self.values) > 1 else 0]
+        return numbers
+
+
+def evaluate(
+    types: Sequence[FeatureType],
+    pairs: PairSplits,
+    options: EvalOptions,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    progress: Progress = lambda what, done, total: None,
+) -> Evaluation:
+    """Run the benchmark.
+
+    Parameters
+    ----------
+    types : sequence of FeatureType
+        From ``tvnet_cli.aslan.features.open_features``; each has all videos of the pairs.
+    pairs : PairSplits
+    options : EvalOptions
+    jobs : int
+        Threads. They change speed, not results.
+    progress : callable of (str, int, int)
+        Told what goes on, steps done and steps in all.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    FeatureFileError
+        If features are NaN, infinite, or negative where the measures need them not to be; names video and layer.
+    DatasetError
+        If the splits are too few for the model.
+    """
+    notes: list[str] = []
+    numbers = pair_numbers(types, pairs, options, jobs, progress, notes)
+    scaled = [scale(numbers.of_fold(fold), pairs.split != split, options) for fold, split in enumerate(pairs.tested)]
+    kinds = [(name,) for name in dict.fromkeys(name for name, _ in numbers.columns)]
+    singles = list(numbers.columns) if options.model == "svm" else []
+    groups: list[tuple[str, ...] | tuple[str, int]] = [(), *kinds, *singles]
+    results = []
+    for done, group in enumerate(groups):
+        progress("classifiers", done, len(groups))
+        chosen = [number for number, column in enumerate(numbers.columns) if column[: len(group)] == group]
+        results.append(_cross_validate([fold[:, chosen] for fold in scaled], pairs, options, notes))
+    progress("classifiers", len(groups), len(groups))
+    return Evaluation(
+        overall=results[0],
+        by_type={name: result for (name,), result in zip(kinds, results[1:], strict=False)},
+        by_measure=dict(zip(singles, results[1 + len(kinds) :], strict=True)),
+        num_numbers=len(numbers.columns),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def pair_numbers(
+    types: Sequence[FeatureType],
+    pairs: PairSplits,
+    options: EvalOptions,
+    jobs: int = DEFAULT_JOBS,
+    progress: Progress = lambda what, done, total: None,
+    notes: list[str] | None = None,
+) -> PairNumbers:
+    """The numbers of each pair: ``[type 1: measures ..., type 2: measures ..., ...]``.
+
+    Parameters
+    ----------
+    types, pairs, options, jobs, progress
+        As in ``evaluate``.
+    notes : list of str, optional
+        Takes notes for people.
+    """
+    videos = pairs.videos
+    place = {video: number for number, video in enumerate(videos)}
+    first = np.array([place[video] for video in pairs.video_a], np.int64)
+    second = np.array([place[video] for video in pairs.video_b], np.int64)
+    wanted = list(options.measures) if options.model == "svm" else [0]
+    values = []
+    for features in types:
+        tables = []
+        for table in features.tables(videos, pairs.tested):
+            report = _Steps(progress, features.name)
+            if options.model == "oss":
+                gram = _gram(table, report)
+                tables += [_one_shot(gram, pairs, first, second, split) for split in pairs.tested]
+            else:
+                tables.append(_measures(table, first, second, options, jobs, report, notes)[:, np.array(wanted) - 1])
+        values.append(np.stack(tables))
+    folds = max(len(one) for one in values)
+    joined = np.concatenate([np.broadcast_to(one, (folds, *one.shape[1:])) for one in values], axis=2)
+    return PairNumbers(joined, tuple((features.name, measure) for features in types for measure in wanted))
+
+
+def pairs_with_features(types: Sequence[FeatureType], pairs: PairSplits, allow_missing: bool = False) -> PairSplits:
+    """The pairs both of whose videos have all features.
+
+    Parameters
+    ----------
+    types : sequence of FeatureType
+    pairs : PairSplits
+    allow_missing : bool
+        Leave pairs out, with a note, where features are missing.
+
+    Raises
+    ------
+    DatasetError
+        If features are missing and may not be, or if too few pairs are left.
+    """
+    missing = {features.name: features.missing(pairs.videos) for features in types}
+    videos = sorted({video for names in missing.values() for video in names})
+    if not videos:
+        return pairs
+    where = ", ".join(name for name, names in missing.items() if names)
+    what = f"{len(videos)} of {len(pairs.videos)} videos have no features ({where}): {some(videos)}"
+    if not allow_missing:
+        raise DatasetError(f"{what}; extract them, or leave their pairs out with --allow-missing")
+    gone = set(videos)
+    kept = np.array([a not in gone and b not in gone for a, b in zip(pairs.video_a, pairs.video_b, strict=True)])
+    counts = ", ".join(f"{name}: {kept[pairs.split == number].sum()}" for number, name in enumerate(pairs.split_names))
+    return pairs.keep(kept, f"{what}; {len(kept) - kept.sum()} pairs left out, pairs by split {counts}")
+
+
+def scale(numbers: Floats, training: NDArray[np.bool_], options: EvalOptions) -> Floats:
+    """Scale the numbers of pairs by what the training pairs show.
+
+    Parameters
+    ----------
+    numbers : ndarray, (N, M), float64
+    training : ndarray, (N,), bool
+    options : EvalOptions
+        ``zscore``: mean 0 and variance 1 (of the population) over the training pairs; a constant number becomes 0.
+        ``l2``: each pair to L2 norm 1. ``none``: as they are.
+
+    Returns
+    -------
+    ndarray, (N, M), float64
+    """
+    if options.scale == "zscore":
+        mean, spread = numbers[training].mean(axis=0), numbers[training].std(axis=0)
+        constant = spread <= CONSTANT * np.abs(numbers[training]).max(axis=0)
+        scaled: Floats = (numbers - mean) / np.where(constant, np.inf, spread)
+        return scaled
+    if options.scale == "l2":
+        norms = np.linalg.norm(numbers, axis=1, keepdims=True)
+        return numbers / np.where(norms > 0, norms, 1)
+    return numbers
+
+
+def roc_points(result: EvaluationResult, pairs: PairSplits) -> tuple[Floats, Floats]:
+    """True and false positive rates of the pooled ROC curve, both from 0 to 1, a point for each threshold."""
+    tested = np.isfinite(result.scores)
+    false_positives, true_positives, _ = roc_curve(pairs.same[tested], result.scores[tested], drop_intermediate=False)
+    return true_positives, false_positives
+
+
+def _cross_validate(
+    folds: Sequence[Floats], pairs: PairSplits, options: EvalOptions, notes: list[str]
+) -> EvaluationResult:
+    """Test each split with a classifier trained on the others."""
+    scores = np.full(len(pairs), np.nan)
+    accuracies, areas = [], []
+    for numbers, split in zip(folds, pairs.tested, strict=True):
+        test = pairs.split == split
+        weights, bias = _fit(numbers[~test], pairs.same[~test], options, notes)
+        scores[test] = numbers[test] @ weights + bias
+        accuracies.append(100 * float(np.mean((scores[test] > 0) == pairs.same[test])))
+        areas.append(100 * float(roc_auc_score(pairs.same[test], scores[test])))
+    tested = np.isfinite(scores)
+    pooled = 100 * float(roc_auc_score(pairs.same[tested], scores[tested]))
+    return EvaluationResult(scores, tuple(accuracies), tuple(areas), pooled)
+
+
+def _fit(numbers: Floats, same: NDArray[np.bool_], options: EvalOptions, notes: list[str]) -> tuple[Floats, float]:
+    """Weights and bias of a linear SVM; the decision value is positive for same."""
+    if options.solver == "libsvm" and numbers.shape[1] == 1:
+        return _fit_one_number(numbers[:, 0], same, options.C)
+    if options.solver == "libsvm":
+        machine = SVC(
+            kernel="linear",
+            C=options.C,
+            tol=options.tolerance,
+            max_iter=options.max_iterations,
+            cache_size=KERNEL_CACHE_MB,
+        )
+    else:
+        machine = LinearSVC(C=options.C, dual=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        machine.fit(numbers, same)
+    if any(issubclass(one.category, ConvergenceWarning) for one in caught):
+        notes.append(
+            f"{options.solver} stopped before it converged, after {np.max(machine.n_iter_):,} iterations: "
+            "the result depends on where; --scale zscore converges"
+        )
+    return machine.coef_[0], float(machine.intercept_[0])
+
+
+def _fit_one_number(x: Floats, same: NDArray[np.bool_], penalty: float) -> tuple[Floats, float]:
+    """The minimum of libsvm's objective for one number a pair, w^2 / 2 + C sum(hinge), found exactly and at once.
+
+    For a given w, the loss as a function of the bias has slope -P far to the left, P same pairs, and one more past
+    each of the points 1 - w x (same) and -1 - w x (not-same): it is least between the P-th and the next of them.
+    """
+    sign = np.where(same, 1.0, -1.0)
+    positives = int(same.sum())
+
+    def best_bias(w: float) -> float:
+        turns = np.partition(sign - w * x, (positives - 1, positives))
+        return float(turns[positives - 1] + turns[positives]) / 2
+
+    def loss(w: float) -> float:
+        return w * w / 2 + penalty * float(np.maximum(0, 1 - sign * (w * x + best_bias(w))).sum())
+
+    bound = float(np.sqrt(2 * loss(0.0)))  # beyond it w^2 / 2 alone is more
+    w = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-12 * bound}).x
+    return np.array([w]), best_bias(float(w))
+
+
+def _measures(
+    table: VideoTable,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    options: EvalOptions,
+    jobs: int,
+    report: _Steps,
+    notes: list[str] | None,
+) -> Floats:
+    """The 12 measures of each pair, (N, 12), from two passes over the features: norms, then sums over coordinates."""
+    clip = options.negatives == "clip"
+    norms, totals = np.zeros(len(table.videos)), np.zeros(len(table.videos))
+    clipped = 0
+    for places, features in table.rows():
+        negative = _check(table, places, features, clip)
+        clipped += negative
+        norms[places], totals[places] = norms_and_totals(np.maximum(features, 0) if negative else features)
+        report.step(features.size, table)
+    if clipped and notes is not None:
+        notes.append(f"{table.name}: negative values of {clipped} videos count as 0")
+    sums = PairSums(norms, totals, first, second, eps=options.eps, jobs=jobs)
+    for block in table.columns():
+        sums.add(np.maximum(block, 0) if clipped else block)
+        report.step(block.size, table)
+    return sums.measures()
+
+
+def _check(table: VideoTable, places: NDArray[np.int64], features: NDArray[np.floating], clip: bool) -> int:
+    """Refuse features that no measure is defined for; how many videos have negative ones, where those are allowed."""
+    wrong = ~np.isfinite(features).all(axis=1)
+    if wrong.any():
+        video = table.videos[places[wrong][0]]
+        raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
+    least = features.min(axis=1)
+    if not clip and (least < 0).any():
+        video, value = table.videos[places[least < 0][0]], least[least < 0][0]
+        raise FeatureFileError(
+            f"{table.name} of the video {video} has negative values ({value:g}), and the measures have roots: take "
+            "features that are not negative (such as prob, not logits), or --negatives clip to count them as 0"
+        )
+    return int((least < 0).sum())
+
+
+def _gram(table: VideoTable, report: _Steps) -> Floats:
+    """Inner products of the features of all videos, (V, V)."""
+    gram = np.zeros((len(table.videos), len(table.videos)))
+    for block in table.columns():
+        if not np.isfinite(block).all():
+            video = table.videos[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
+            raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
+        gram += block @ block.T
+        report.step(2 * block.size, table)
+    return gram
+
+
+def _one_shot(
+    gram: Floats, pairs: PairSplits, first: NDArray[np.int64], second: NDArray[np.int64], tested: int
+) -> Floats:
+    """One-shot similarity of each pair, (N, 1), for the fold that tests one split.
+
+    The background of a pair are the videos of all splits but its own and the tested one, so that training and test
+    pairs are alike unknown to it.
+    """
+    if len(pairs.split_names) < 3:
+        raise DatasetError("--model oss needs at least 3 splits: to test, to train, and background videos")
+    scores = np.empty((len(pairs), 1))
+    for split in range(len(pairs.split_names)):
+        own = pairs.split == split
+        held_out = own | (pairs.split == tested)
+        known = np.setdiff1d(
+            np.concatenate([first[~held_out], second[~held_out]]), np.concatenate([first[held_out], second[held_out]])
+        )
+        if len(known) < 2:
+            raise DatasetError(f"--model oss finds no background videos outside split {pairs.split_names[split]}")
+        scores[own, 0] = one_shot_similarity(gram, known, first[own], second[own])
+    return scores
+
+
+class _Steps:
+    """Tells how much of a table was worked on; each value is met twice."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name, self.done = progress, name, 0
+
+    def step(self, count: int, table: VideoTable) -> None:
+        self.done += count
+        self.progress(self.name, self.done, 2 * len(table.videos) * table.num_values)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
