@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,15 +193,16 @@ def pair_numbers(
     wanted = list(options.measures) if options.model == "svm" else [0]
     values = []
     for features in types:
-        tables = []
-        for table in features.tables(videos, pairs.tested):
+        by_fold = []
+        for table, fold in zip(features.tables(videos, pairs.tested), pairs.tested, strict=False):
             report = _Steps(progress, features.name)
-            if options.model == "oss":
-                gram = _gram(table, report)
-                tables += [_one_shot(gram, pairs, first, second, split) for split in pairs.tested]
+            if options.model == "svm":
+                measures = _measures(table, first, second, options, jobs, report, notes)
+                by_fold.append(measures[:, np.array(wanted) - 1])
             else:
-                tables.append(_measures(table, first, second, options, jobs, report, notes)[:, np.array(wanted) - 1])
-        values.append(np.stack(tables))
+                served = [fold] if features.by_split else pairs.tested
+                by_fold += _one_shot(_gram(table, report), pairs, first, second, served, report)
+        values.append(np.stack(by_fold))
     folds = max(len(one) for one in values)
     joined = np.concatenate([np.broadcast_to(one, (folds, *one.shape[1:])) for one in values], axis=2)
     return PairNumbers(joined, tuple((features.name, measure) for features in types for measure in wanted))
@@ -348,13 +350,13 @@ def _measures(
         negative = _check(table, places, features, clip)
         clipped += negative
         norms[places], totals[places] = norms_and_totals(np.maximum(features, 0) if negative else features)
-        report.step(features.size, table)
+        report.values(features.size, table)
     if clipped and notes is not None:
         notes.append(f"{table.name}: negative values of {clipped} videos count as 0")
     sums = PairSums(norms, totals, first, second, eps=options.eps, jobs=jobs)
     for block in table.columns():
         sums.add(np.maximum(block, 0) if clipped else block)
-        report.step(block.size, table)
+        report.values(block.size, table)
     return sums.measures()
 
 
@@ -382,42 +384,57 @@ def _gram(table: VideoTable, report: _Steps) -> Floats:
             video = table.videos[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
             raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
         gram += block @ block.T
-        report.step(2 * block.size, table)
+        report.values(block.size, table)
     return gram
 
 
 def _one_shot(
-    gram: Floats, pairs: PairSplits, first: NDArray[np.int64], second: NDArray[np.int64], tested: int
-) -> Floats:
-    """One-shot similarity of each pair, (N, 1), for the fold that tests one split.
+    gram: Floats,
+    pairs: PairSplits,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    folds: Sequence[int],
+    report: _Steps,
+) -> list[Floats]:
+    """One-shot similarity of each pair, (N, 1), for each fold.
 
     The background of a pair are the videos of all splits but its own and the tested one, so that training and test
-    pairs are alike unknown to it.
+    pairs are alike unknown to it. So two folds share the background of their two splits.
     """
-    if len(pairs.split_names) < 3:
+    splits = range(len(pairs.split_names))
+    if len(splits) < 3:
         raise DatasetError("--model oss needs at least 3 splits: to test, to train, and background videos")
-    scores = np.empty((len(pairs), 1))
-    for split in range(len(pairs.split_names)):
-        own = pairs.split == split
-        held_out = own | (pairs.split == tested)
-        known = np.setdiff1d(
-            np.concatenate([first[~held_out], second[~held_out]]), np.concatenate([first[held_out], second[held_out]])
-        )
+    scores = {fold: np.empty((len(pairs), 1)) for fold in folds}
+    left_out = [two for two in combinations_with_replacement(splits, 2) if not scores.keys().isdisjoint(two)]
+    for done, (one, other) in enumerate(left_out):
+        out = np.isin(pairs.split, (one, other))
+        known = np.setdiff1d(np.union1d(first[~out], second[~out]), np.union1d(first[out], second[out]))
         if len(known) < 2:
-            raise DatasetError(f"--model oss finds no background videos outside split {pairs.split_names[split]}")
-        scores[own, 0] = one_shot_similarity(gram, known, first[own], second[own])
-    return scores
+            names = f"{pairs.split_names[one]} and {pairs.split_names[other]}"
+            raise DatasetError(f"--model oss finds no background: all videos occur in the splits {names}")
+        found = np.full((len(pairs), 1), np.nan)
+        found[out, 0] = one_shot_similarity(gram, known, first[out], second[out])
+        for fold, own in ((one, other), (other, one)):
+            if fold in scores:
+                scores[fold][pairs.split == own] = found[pairs.split == own]
+        report.share(done + 1, len(left_out))
+    return list(scores.values())
 
 
 class _Steps:
-    """Tells how much of a table was worked on; each value is met twice."""
+    """Tells how much of a table was worked on, in two halves."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self.progress, self.name, self.done = progress, name, 0
 
-    def step(self, count: int, table: VideoTable) -> None:
+    def values(self, count: int, table: VideoTable) -> None:
+        """So many more values were read, once out of twice."""
         self.done += count
         self.progress(self.name, self.done, 2 * len(table.videos) * table.num_values)
+
+    def share(self, done: int, total: int) -> None:
+        """So much of the second half is done."""
+        self.progress(self.name, total + done, 2 * total)
 
 
 def _standard_error(values: Sequence[float]) -> float | None:

@@ -54,6 +54,10 @@ class FeatureType(Protocol):
         """Such as ``flow/global_pool``."""
 
     @property
+    def by_split(self) -> bool:
+        """Whether the features differ by the split that is tested."""
+
+    @property
     def files(self) -> list[str]:
         """Where the features come from."""
 
@@ -219,6 +223,8 @@ def _sample_id_of(name: str) -> str:
 class FileFeatures:
     """A feature type out of one or more files with a row a video."""
 
+    by_split = False
+
     def __init__(self, name: str, sources: Sequence[Source]) -> None:
         self.name, self.sources = name, tuple(sources)
         first = sources[0]
@@ -262,6 +268,8 @@ class StipFeatures:
     file. A video that occurs in several pairs must have the same values in each: that is checked, and would show
     another order.
     """
+
+    by_split = True
 
     def __init__(self, path: Path, variable: str, shape: Sequence[int], pairs: PairSplits, staging: Path) -> None:
         match = STIP_MATRIX.fullmatch(variable)

@@ -148,15 +148,19 @@ def one_shot_similarity(gram: Floats, background: Rows, first: Rows, second: Row
 
     degrees = len(background) - 1
     ridge = REGULARISATION * _largest_eigenvalue(known) / degrees or 1.0
-    # Woodbury: S'^-1 z = (z - X' (X X' + degrees * ridge I)^-1 X z) / ridge, X the centred background.
-    solved = scipy.linalg.solve(known + degrees * ridge * np.eye(len(background)), mixed, assume_a="pos")
+    # Woodbury: S'^-1 z = (z - X' K^-1 X z) / ridge with K = X X' + degrees * ridge I, X the centred background.
+    known[np.diag_indices_from(known)] += degrees * ridge
+    factor = scipy.linalg.cho_factor(known, overwrite_a=True, check_finite=False)
+    solved = scipy.linalg.cho_solve(factor, mixed, check_finite=False)
     weighted = (own - mixed.T @ solved) / ridge  # z . S'^-1 z
-    square = own.diagonal() - 2 * (mixed * solved).sum(axis=0) + (solved * (known @ solved)).sum(axis=0)
+    # |z - X' solved|^2, where X X' solved = mixed - degrees * ridge * solved
+    square = own.diagonal() - (solved * (mixed + degrees * ridge * solved)).sum(axis=0)
     lengths = np.sqrt(np.maximum(square, 0)) / ridge  # |S'^-1 z|
 
     def one_sided(model: Rows, probe: Rows) -> Floats:
         score = weighted[model, probe] - weighted[model, model] / 2
-        return np.divide(score, lengths[model], out=np.zeros_like(score), where=lengths[model] > 0)
+        ratio: Floats = np.divide(score, lengths[model], out=np.zeros_like(score), where=lengths[model] > 0)
+        return ratio
 
     both: Floats = (one_sided(one, other) + one_sided(other, one)) / 2
     return both
