@@ -161,7 +161,7 @@ def _one_line(error: Exception) -> str:
 
 
 @main.command("aslan-eval")
-@click.argument("features", nargs=-1, type=PATH, metavar="FEATURES...")
+@click.argument("features", nargs=-1, type=PATH, metavar="[FEATURES]...")
 @click.option("--pairs", type=PATH, help="View2.mat, view2.txt or a CSV.  [default: the first two, where they are]")
 @click.option("--test-pairs", type=PATH, help="Test pairs of View 1; --pairs are then its training pairs.")
 @click.option("-o", "--output", type=PATH, help="Folder for the report: page, ROC curve, decision values, JSON.")
@@ -215,8 +215,7 @@ def aslan_eval(
     from tvnet_cli.aslan.pairs import read_pairs
     from tvnet_cli.aslan.progress import StageProgress
 
-    features = features or (_first_file("features.h5"),)
-    pairs = pairs or _first_file("View2.mat", "view2.txt")
+    features, pairs = _found_here(features, pairs)
     splits = read_pairs(pairs, test_pairs)
     with StageProgress(quiet) as progress, open_features(features, splits, names) as types:
         complete = pairs_with_features(types, splits, allow_missing)
@@ -247,9 +246,12 @@ def _eval_options(preset: str, given: dict[str, Any]) -> EvalOptions:
         raise click.UsageError(str(error)) from None
 
 
-def _first_file(*names: str) -> Path:
-    """The first of these in the current folder."""
-    for name in names:
-        if Path(name).exists():
-            return Path(name)
-    raise DatasetError(f"no {' or '.join(names)} in {Path.cwd()}: go where it is, or name the file")
+def _found_here(features: tuple[Path, ...], pairs: Path | None) -> tuple[tuple[Path, ...], Path]:
+    """What was given, and else the files of the usual names in the current folder."""
+    usual = {name: Path(name).exists() for name in ("features.h5", "View2.mat", "view2.txt")}
+    missing = [] if features or usual["features.h5"] else ["no features.h5"]
+    if not (pairs or usual["View2.mat"] or usual["view2.txt"]):
+        missing.append("no View2.mat or view2.txt (--pairs FILE names another)")
+    if missing:
+        raise DatasetError(f"{' and '.join(missing)} in {Path.cwd()}")
+    return features or (Path("features.h5"),), pairs or Path("View2.mat" if usual["View2.mat"] else "view2.txt")

@@ -162,6 +162,8 @@ class EvalOptions:
             raise ValueError(f"each measure once, and at least one: {self.measures}")
         if not set(self.measures) <= set(range(1, NUM_MEASURES + 1)):
             raise ValueError(f"measures are numbered 1 to {NUM_MEASURES}: {self.measures}")
+        if self.max_iterations < -1 or self.max_iterations == 0:
+            raise ValueError(f"max_iterations must be at least 1, or -1 for no limit, not {self.max_iterations}")
         for name in ("C", "tolerance", "eps"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

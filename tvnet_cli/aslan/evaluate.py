@@ -151,22 +151,28 @@ def evaluate(
     notes: list[str] = []
     numbers = pair_numbers(types, pairs, options, jobs, progress, notes)
     scaled = [scale(numbers.of_fold(fold), pairs.split != split, options) for fold, split in enumerate(pairs.tested)]
-    kinds = [(name,) for name in dict.fromkeys(name for name, _ in numbers.columns)]
+    names = list(dict.fromkeys(name for name, _ in numbers.columns))
     singles = list(numbers.columns) if options.model == "svm" else []
-    groups: list[tuple[str, ...] | tuple[str, int]] = [(), *kinds, *singles]
-    results = []
+    groups: list[tuple[object, ...]] = [(), *((name,) for name in names), *singles]
+    results: dict[tuple[int, ...], EvaluationResult] = {}  # by the columns used: with one feature type alone is all
     for done, group in enumerate(groups):
         progress("classifiers", done, len(groups))
-        chosen = [number for number, column in enumerate(numbers.columns) if column[: len(group)] == group]
-        results.append(_cross_validate([fold[:, chosen] for fold in scaled], pairs, options, notes))
+        chosen = _columns_of(group, numbers)
+        if chosen not in results:
+            results[chosen] = _cross_validate([fold[:, chosen] for fold in scaled], pairs, options, notes)
     progress("classifiers", len(groups), len(groups))
     return Evaluation(
-        overall=results[0],
-        by_type={name: result for (name,), result in zip(kinds, results[1:], strict=False)},
-        by_measure=dict(zip(singles, results[1 + len(kinds) :], strict=True)),
+        overall=results[_columns_of((), numbers)],
+        by_type={name: results[_columns_of((name,), numbers)] for name in names},
+        by_measure={single: results[_columns_of(single, numbers)] for single in singles},
         num_numbers=len(numbers.columns),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _columns_of(group: tuple[object, ...], numbers: PairNumbers) -> tuple[int, ...]:
+    """The columns whose feature type, or feature type and measure, are these."""
+    return tuple(number for number, column in enumerate(numbers.columns) if column[: len(group)] == group)
 
 
 def pair_numbers(
