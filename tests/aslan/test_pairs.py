@@ -56,7 +56,12 @@ def test_a_matlab_file_gives_the_pairs_of_the_text(tmp_path, kind):
 def test_a_csv_gives_names_labels_and_folds(tmp_path):
     path = tmp_path / "pairs.csv"
     lines = ["Fold, video_b,label,video_a,extra,class_a,class_b"]
-    lines += ["x,b.mp4,same,a.mp4,1,run,run", 'y,"c, d.mp4",1,7,2,go,go', "x,b.mp4,-1,e,,run,sit", "y,e2,not-same,b2,,a,b"]
+    lines += [
+        "x,b.mp4,same,a.mp4,1,run,run",
+        'y,"c, d.mp4",1,7,2,go,go',
+        "x,b.mp4,-1,e,,run,sit",
+        "y,e2,not-same,b2,,a,b",
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\r\n")
     pairs = read_pairs(path)
     assert pairs.video_a == ("a.mp4", "0007", "e", "b2")
