@@ -216,6 +216,9 @@ def aslan_eval(
     from tvnet_cli.aslan.progress import StageProgress
 
     features, pairs = _found_here(features, pairs)
+    # What can be wrong shows before the work.
+    folder = results.make_folder(output) if output else None
+    frames = results.MiddleFrames(videos) if videos else None
     splits = read_pairs(pairs, test_pairs)
     with StageProgress(quiet) as progress, open_features(features, splits, names) as types:
         complete = pairs_with_features(types, splits, allow_missing)
@@ -229,8 +232,8 @@ def aslan_eval(
             (*complete.notes, *evaluation.notes),
             comparable=complete.official,
         )
-        if output:
-            results.write_report(output, report, videos)
+    if folder:
+        results.write_report(folder, report, frames)
     click.echo(json.dumps(results.as_json(report)) if as_json else results.as_text(report, per_measure))
 
 

@@ -94,7 +94,7 @@ def test_one_video_in_two_files_is_an_error(tmp_path, pairs):
     ):
         read_types(paths, pairs)
     other = write_features(tmp_path / "c.h5", ["x"], {"flow/a": VALUES[:1, :5]})
-    with pytest.raises(FeatureFileError, match="flow/a has rows of 12 in .* and of 5 in"):
+    with pytest.raises(FeatureFileError, match=r"flow/a has rows of 12 in .* and of 5 in"):
         read_types([paths[0], other], pairs)
 
 

@@ -153,7 +153,7 @@ def test_classes_are_held_against_labels_and_splits(tmp_path):
 
 def test_a_matlab_file_without_pairs_says_what_it_holds(tmp_path):
     scipy.io.savemat(tmp_path / "a.mat", {"features": np.ones((3, 4)), "name": "x"})
-    with pytest.raises(DatasetError, match="expected the variable action_splits_pairs.* it holds features 3 x 4"):
+    with pytest.raises(DatasetError, match=r"expected the variable action_splits_pairs.* it holds features 3 x 4"):
         read_pairs(tmp_path / "a.mat")
     scipy.io.savemat(tmp_path / "b.mat", {"one": np.ones((3, 5)), "two": np.ones((6, 5))})
     with pytest.raises(DatasetError, match="it holds one 3 x 5, two 6 x 5"):

@@ -59,7 +59,7 @@ def test_equal_vectors_are_at_distance_nothing():
 
 def test_close_vectors_keep_their_distance():
     x = np.array([0.6, 0.8, 1e-3])
-    y = x + [1e-9, -1e-9, 1e-10]
+    y = x + np.array([1e-9, -1e-9, 1e-10])
     expected = twelve_measures(x, y)
     assert 0 < expected[8] < 1e-8
     np.testing.assert_allclose(of_two(x, y), expected, rtol=1e-12)

@@ -145,27 +145,31 @@ def headline(result: EvaluationResult) -> str:
     )
 
 
-def write_report(folder: Path, report: Report, videos: Path | None = None) -> None:
-    """Write ``report.json``, ``scores.csv``, ``roc.txt``, ``roc.svg`` and ``index.html``.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if it is not there.
-    report : Report
-    videos : Path, optional
-        Folder of the films, from which the page takes middle frames.
+def make_folder(folder: Path) -> Path:
+    """The folder of a report, made if it is not there.
 
     Raises
     ------
     DatasetError
-        If the folder cannot be made, or there are no films in ``videos``.
+        If it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(f"cannot make the folder {folder}: {error.strerror}") from error
-    frames = MiddleFrames(videos) if videos else None
+    return folder
+
+
+def write_report(folder: Path, report: Report, frames: MiddleFrames | None = None) -> None:
+    """Write ``report.json``, ``scores.csv``, ``roc.txt``, ``roc.svg`` and ``index.html``.
+
+    Parameters
+    ----------
+    folder : Path
+    report : Report
+    frames : MiddleFrames, optional
+        Pictures for the page.
+    """
     true_positives, false_positives = roc_points(report.evaluation.overall, report.pairs)
     (folder / "report.json").write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
     _write_scores(folder / "scores.csv", report)
@@ -184,6 +188,11 @@ class MiddleFrames:
     ----------
     folder : Path
         Searched as ``tvnet features`` does.
+
+    Raises
+    ------
+    DatasetError
+        If it is no folder, or holds no videos.
     """
 
     def __init__(self, folder: Path) -> None:
