@@ -14,8 +14,9 @@ from itertools import combinations_with_replacement
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.svm import SVC, LinearSVC
 
 from tvnet_cli.aslan.features import FeatureType, VideoTable
@@ -287,10 +288,9 @@ def _cross_validate(
         weights, bias = _fit(numbers[~test], pairs.same[~test], options, notes)
         scores[test] = numbers[test] @ weights + bias
         accuracies.append(100 * float(np.mean((scores[test] > 0) == pairs.same[test])))
-        areas.append(100 * float(roc_auc_score(pairs.same[test], scores[test])))
+        areas.append(_area(scores[test], pairs.same[test]))
     tested = np.isfinite(scores)
-    pooled = 100 * float(roc_auc_score(pairs.same[tested], scores[tested]))
-    return EvaluationResult(scores, tuple(accuracies), tuple(areas), pooled)
+    return EvaluationResult(scores, tuple(accuracies), tuple(areas), _area(scores[tested], pairs.same[tested]))
 
 
 def _fit(numbers: Floats, same: NDArray[np.bool_], options: EvalOptions, notes: list[str]) -> tuple[Floats, float]:
@@ -441,6 +441,13 @@ class _Steps:
     def share(self, done: int, total: int) -> None:
         """So much of the second half is done."""
         self.progress(self.name, total + done, 2 * total)
+
+
+def _area(scores: Floats, same: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve in percent, as Mann and Whitney count it: ties are half a win."""
+    positives = int(same.sum())
+    wins = rankdata(scores)[same].sum() - positives * (positives + 1) / 2
+    return 100 * float(wins) / (positives * (len(same) - positives))
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
