@@ -139,6 +139,12 @@ def test_equal_scores_count_half(tmp_path, pairs):
     assert result.fold_auc == pytest.approx([50] * 5)
 
 
+def test_a_measure_that_tells_nothing_decides_nothing(tmp_path, pairs):
+    found = evaluate([features_of(tmp_path, np.ones((180, 4)))], pairs, EvalOptions())
+    assert not found.by_measure["fc6", 9].scores.any()
+    assert found.overall.auc == 50
+
+
 @pytest.mark.parametrize("kind", ["zscore", "l2", "none"])
 def test_scaling_sees_training_pairs_only(kind):
     numbers, training = np.random.default_rng(0).normal(size=(50, 4)), np.arange(50) < 40
@@ -220,6 +226,7 @@ def test_one_shot_similarity_learns_without_the_pairs_it_scores(tmp_path, pairs)
     first, again = (
         numbers_of([features_of(tmp_path, one)], pairs, EvalOptions(model="oss")) for one in (values, moved)
     )
+    assert np.isfinite(first.values).all()
     own = pairs.split == 2
     assert np.array_equal(first.of_fold(0)[own], again.of_fold(0)[own])
     assert not np.array_equal(first.of_fold(1)[own], again.of_fold(1)[own])

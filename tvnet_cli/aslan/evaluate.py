@@ -141,6 +141,7 @@ def evaluate(
     Returns
     -------
     Evaluation
+        Feature types and measures alone are judged by the same scaled numbers, and a classifier of their own.
 
     Raises
     ------
@@ -410,7 +411,7 @@ def _one_shot(
     splits = range(len(pairs.split_names))
     if len(splits) < 3:
         raise DatasetError("--model oss needs at least 3 splits: to test, to train, and background videos")
-    scores = {fold: np.empty((len(pairs), 1)) for fold in folds}
+    scores = {fold: np.full((len(pairs), 1), np.nan) for fold in folds}
     left_out = [two for two in combinations_with_replacement(splits, 2) if not scores.keys().isdisjoint(two)]
     for done, (one, other) in enumerate(left_out):
         out = np.isin(pairs.split, (one, other))
