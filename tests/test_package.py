@@ -43,7 +43,13 @@ def test_imports_go_down_only():
 
 
 def test_the_mathematics_knows_no_disk_and_no_command_line():
-    for name in ("flow/operators.py", "flow/tvnet.py", "network/bn_inception.py", "network/stack.py", "aslan/similarity.py"):
+    for name in (
+        "flow/operators.py",
+        "flow/tvnet.py",
+        "network/bn_inception.py",
+        "network/stack.py",
+        "aslan/similarity.py",
+    ):
         for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -6,6 +6,7 @@ No torch in this module: the command line reads its help texts from here.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -168,6 +169,8 @@ class EvalOptions:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}")
+        if self.eps < sys.float_info.min:
+            raise ValueError(f"eps must be at least {sys.float_info.min:g}, not {self.eps}")
 
 
 # What papers did otherwise. C3D and TVNet differ in their features alone. TPAMI: unscaled numbers, on which libsvm may

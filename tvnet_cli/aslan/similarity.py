@@ -41,6 +41,17 @@ NUM_SUMS = 10  # that run over the coordinates of a pair
 BLOCK = 512
 REGULARISATION = 0.1  # of the covariance of the background, relative to its largest eigenvalue
 
+LEAST_SQUARE = 1e-280
+
+# For logarithms out of the bits of float64.
+ONE_BITS = np.float64(1).view(np.uint64)
+TO_ROOT_HALF = ONE_BITS - np.float64(0.5**0.5).view(np.uint64)
+MAGIC = 2.0**52  # its last bits count by ones
+MAGIC_BITS = np.float64(MAGIC).view(np.uint64)
+SHIFT = np.uint64(52)  # bits of a mantissa
+LOG_2_HIGH = float.fromhex("0x1.62e42fefa38p-1")  # log 2 to 42 bits, so that its multiples are exact
+LOG_2_LOW = float.fromhex("0x1.ef35793c7673p-45")  # what is left of it
+
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
@@ -86,9 +97,10 @@ def pair_measures(
     >>> measures[0, [0, 1, 6]].tolist()
     [16.0, 4.0, 3.0]
     """
-    if not (np.isfinite(features).all() and (features >= 0).all()):
+    norms, totals = norms_and_totals(features)
+    if not np.isfinite(totals).all() or features.min(initial=0) < 0:
         raise ValueError("features must be finite and not negative")
-    sums = PairSums(*norms_and_totals(features), first, second, eps=eps, jobs=jobs)
+    sums = PairSums(norms, totals, first, second, eps=eps, jobs=jobs)
     sums.add(features)
     return sums.measures()
 
@@ -104,12 +116,14 @@ def norms_and_totals(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
     -------
     norms, totals : ndarray, (V,), float64
     """
-    norms, totals = np.empty(len(features)), np.empty(len(features))
-    for number, row in enumerate(features):
-        x = row.astype(np.float64)
-        # Divided by the largest value first, because squares of tiny and huge numbers leave the range of float64.
-        largest = np.abs(x).max(initial=0) or 1.0
-        norms[number], totals[number] = largest * np.linalg.norm(x / largest), x.sum()
+    totals, squares = np.empty(len(features)), np.empty(len(features))
+    _add_up(_as_float(features), totals, squares)
+    norms = np.sqrt(squares)
+    # Squares of tiny and huge numbers leave the range of float64: there once more, divided by the largest value.
+    odd = ~((squares > LEAST_SQUARE) & (squares < 1 / LEAST_SQUARE)) & (totals != 0) & np.isfinite(totals)
+    for row in np.flatnonzero(odd):
+        x = features[row].astype(np.float64)
+        norms[row] = np.abs(x).max() * np.linalg.norm(x / np.abs(x).max())
     return norms, totals
 
 
@@ -215,22 +229,17 @@ class PairSums:
         block : ndarray, (V, W), float, not negative
             W coordinates of all videos; each coordinate is added once, in whatever blocks.
         """
+        block = _as_float(block)
         tables = np.empty((4, len(block), BLOCK))
         with ThreadPoolExecutor(self.jobs) as pool:
             for start in range(0, block.shape[1], BLOCK):
-                part = block[:, start : start + BLOCK]
-                list(pool.map(partial(self._prepare, part, tables), _shares(len(block), self.jobs)))
-                list(pool.map(partial(self._add, tables[:, :, : part.shape[1]]), _shares(len(self.first), self.jobs)))
+                part = tables[:, :, : min(BLOCK, block.shape[1] - start)]
+                list(pool.map(partial(self._prepare, block, start, part), _shares(len(block), self.jobs)))
+                list(pool.map(partial(self._add, part), _shares(len(self.first), self.jobs)))
 
-    def _prepare(self, block: NDArray[np.floating], tables: Floats, rows: slice) -> None:
-        """All that depends on one video alone: x, sqrt(x), x / norm, log(x / norm + eps)."""
-        x, root, unit, log = tables[:, rows, : block.shape[1]]
-        norms = self.norms[rows, None]
-        x[:] = block[rows]
-        np.sqrt(x, out=root)
-        np.divide(x, np.where(norms > 0, norms, 1), out=unit)
-        np.add(unit, self.eps, out=log)
-        np.log(log, out=log)
+    def _prepare(self, block: NDArray[np.floating], start: int, tables: Floats, rows: slice) -> None:
+        x, root, unit, log = tables[:, rows]
+        _tabulate(block[rows], start, self.norms[rows], self.eps, x, root, unit, log)
 
     def _add(self, tables: Floats, pairs: slice) -> None:
         x, root, unit, log = tables
@@ -280,7 +289,57 @@ def _shares(count: int, jobs: int) -> Iterator[slice]:
         yield slice(start, stop)
 
 
+def _as_float(features: NDArray[np.floating]) -> NDArray[np.floating]:
+    """As float32 or float64 with rows in one piece, which the compiled loops are made for."""
+    kept = features.dtype in (np.float32, np.float64)
+    return np.ascontiguousarray(features, features.dtype if kept else np.float64)
+
+
 # Sums may be taken in any order, so that they run on vector units. No fused multiplications: x*y - y*x must be 0.
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _add_up(features, totals, squares):  # type: ignore[no-untyped-def]
+    """Sum and sum of squares of each row."""
+    for row in range(len(features)):
+        total = square = 0.0
+        for value in features[row]:
+            x = np.float64(value)
+            total += x
+            square += x * x
+        totals[row], squares[row] = total, square
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _tabulate(block, start, norms, eps, xs, roots, units, logs):  # type: ignore[no-untyped-def]
+    """All that depends on one video alone: x, sqrt(x), u = x / norm and log(u + eps).
+
+    The logarithm is written out, because that of the C library takes one number at a time. With u + eps = m 2^k and m
+    between sqrt(1/2) and sqrt(2) it is k log 2 + 2 artanh((m - 1) / (m + 1)), summed to full precision.
+    """
+    width = xs.shape[1]
+    mantissas, powers = np.empty(width), np.empty(width)
+    mantissa_bits, power_bits = mantissas.view(np.uint64), powers.view(np.uint64)
+    for row in range(len(block)):
+        values, x, root, unit, log = block[row, start : start + width], xs[row], roots[row], units[row], logs[row]
+        norm = norms[row] if norms[row] > 0.0 else 1.0
+        for k in range(width):
+            x[k] = values[k]
+            root[k] = np.sqrt(x[k])
+            unit[k] = x[k] / norm
+            mantissas[k] = unit[k] + eps
+        for k in range(width):
+            power = (mantissa_bits[k] + TO_ROOT_HALF) >> SHIFT  # 1023 too large, so that it is never negative
+            mantissa_bits[k] -= (power << SHIFT) - ONE_BITS
+            power_bits[k] = power + MAGIC_BITS  # MAGIC + power, when read as float64
+        for k in range(width):
+            s = (mantissas[k] - 1.0) / (mantissas[k] + 1.0)
+            z = s * s
+            low = 1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11))))
+            high = 1 / 13 + z * (1 / 15 + z * (1 / 17 + z * (1 / 19)))
+            series = z * (low + z * z * z * z * z * high)
+            power_of_two = powers[k] - (MAGIC + 1023.0)
+            log[k] = power_of_two * LOG_2_HIGH + (2.0 * s + (2.0 * s * series + power_of_two * LOG_2_LOW))
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 def _add_pairs(x, root, unit, log, first, second, sums):  # type: ignore[no-untyped-def]
     """Add the sums of each pair over the coordinates of a block. Short loops, because long ones are not vectorised."""
