@@ -6,8 +6,9 @@ No torch in this module: the command line reads its help texts from here.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 Sampler = Literal["authors", "exact", "bicubic"]
 Presmoothing = float | Literal["authors"]
@@ -223,3 +224,80 @@ def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions
     """The options by name, ready for JSON."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+Scale = Literal["zscore", "l2", "none"]
+Solver = Literal["libsvm", "liblinear"]
+PairModel = Literal["svm", "oss"]
+Negatives = Literal["error", "clip"]
+SCALES: tuple[Scale, ...] = ("zscore", "l2", "none")
+SOLVERS: tuple[Solver, ...] = ("libsvm", "liblinear")
+PAIR_MODELS: tuple[PairModel, ...] = ("svm", "oss")
+NEGATIVES: tuple[Negatives, ...] = ("error", "clip")
+NUM_MEASURES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The recipe of ``tvnet aslan-eval``. The defaults are the TVNet paper's.
+
+    Attributes
+    ----------
+    model : {"svm", "oss"}
+        What is computed from the features of a pair: the 12 measures of similarity, or one-shot similarity.
+    measures : tuple of int
+        Which of the 12 measures, numbered from 1 as in Table 3 of the ASLAN paper.
+    scale : {"zscore", "l2", "none"}
+        Of the numbers of a pair: each to mean 0 and variance 1 over the training pairs, all to L2 norm 1, or none.
+    solver : {"libsvm", "liblinear"}
+        libsvm minimises the hinge loss with a free bias; liblinear, which is faster, the squared hinge loss with a
+        penalised bias.
+    C : float
+        Weight of the loss.
+    tolerance : float
+        Where the solver stops.
+    max_iterations : int
+        Of libsvm, after which it stops with a note; -1: no limit.
+    eps : float
+        Added inside the logarithms of measure 10.
+    negatives : {"error", "clip"}
+        What becomes of negative features, for which the measures are not defined.
+    """
+
+    model: PairModel = "svm"
+    measures: tuple[int, ...] = tuple(range(1, NUM_MEASURES + 1))
+    scale: Scale = "zscore"
+    solver: Solver = "libsvm"
+    C: float = 1.0
+    tolerance: float = 1e-3
+    max_iterations: int = -1
+    eps: float = 2.0**-52
+    negatives: Negatives = "error"
+
+    def __post_init__(self) -> None:
+        choices = {"model": PAIR_MODELS, "scale": SCALES, "solver": SOLVERS, "negatives": NEGATIVES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not self.measures or len(set(self.measures)) < len(self.measures):
+            raise ValueError(f"each measure once, and at least one: {self.measures}")
+        if not set(self.measures) <= set(range(1, NUM_MEASURES + 1)):
+            raise ValueError(f"measures are numbered 1 to {NUM_MEASURES}: {self.measures}")
+        if self.max_iterations < -1 or self.max_iterations == 0:
+            raise ValueError(f"max_iterations must be at least 1, or -1 for no limit, not {self.max_iterations}")
+        for name in ("C", "tolerance", "eps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, not {value}")
+        if self.eps < sys.float_info.min:
+            raise ValueError(f"eps must be at least {sys.float_info.min:g}, not {self.eps}")
+
+
+# What papers did otherwise. C3D and TVNet differ in their features alone. TPAMI: unscaled numbers, on which libsvm may
+# not converge in any reasonable time.
+EVAL_PRESETS: dict[str, dict[str, Any]] = {
+    "tvnet": {},
+    "c3d": {},
+    "p3d": {"scale": "l2"},
+    "tpami": {"scale": "none", "max_iterations": 1_000_000},
+}
