@@ -390,7 +390,8 @@ def _gram(table: VideoTable, report: _Steps) -> Floats:
         if not np.isfinite(block).all():
             video = table.videos[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
             raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
-        gram += block @ block.T
+        wide = block.astype(np.float64)
+        gram += wide @ wide.T
         report.values(block.size, table)
     return gram
 

@@ -36,7 +36,9 @@ KNOWN_ORDER = (
 )
 STREAM_GROUPS = ("flow", "rgb")
 ID_LISTS = ("video_id.txt", "video_id.npy", "ids.txt", "ids.npy")
-BLOCK_BYTES = 64 * 2**20  # read at once, before conversion to float64
+# Read at once. Columns of a table lie apart in the file, so that pieces should be long: here some 30 kB a video.
+BLOCK_BYTES = 128 * 2**20
+VALUE_BYTES = 4  # mostly: float32
 STIP_MATRIX = re.compile(r"STIP_(\w+)_pairs_mat")
 T = TypeVar("T")
 FOUR_DIGITS = re.compile(r"(?<!\d)\d{4}$")
@@ -132,24 +134,27 @@ class VideoTable:
     def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """All features, some videos at a time: their places in the table, and (n, D) float."""
         for source, rows, places in self.parts:
-            step = max(1, BLOCK_BYTES // (8 * self.num_values))
+            step = max(1, BLOCK_BYTES // (VALUE_BYTES * self.num_values))
             for start in range(int(rows[0]), int(rows[-1]) + 1, step):
                 inside = (rows >= start) & (rows < start + step)
                 if inside.any():
                     yield places[inside], source.read(slice(start, start + step), slice(None))[rows[inside] - start]
 
-    def columns(self) -> Iterator[NDArray[np.float64]]:
-        """All features, some coordinates of all videos at a time: (V, W) float64."""
+    def columns(self) -> Iterator[NDArray[np.floating]]:
+        """All features, some coordinates of all videos at a time: (V, W), float32 if all sources are, else float64."""
         shape = self.parts[0][0].shape
         inner = int(np.prod(shape[2:]))
         most_rows = max(int(rows[-1] - rows[0]) + 1 for _, rows, _ in self.parts)
-        step = max(1, BLOCK_BYTES // (8 * inner * most_rows))
+        step = max(1, BLOCK_BYTES // (VALUE_BYTES * inner * most_rows))
         for start in range(0, shape[1], step):
-            width = (min(start + step, shape[1]) - start) * inner
-            block = np.empty((len(self.videos), width))
-            for source, rows, places in self.parts:
-                values = source.read(slice(int(rows[0]), int(rows[-1]) + 1), slice(start, start + step))
-                block[places] = values[rows - rows[0]]
+            blocks = [
+                source.read(slice(int(rows[0]), int(rows[-1]) + 1), slice(start, start + step))[rows - rows[0]]
+                for source, rows, _ in self.parts
+            ]
+            kind = np.float32 if all(values.dtype == np.float32 for values in blocks) else np.float64
+            block = np.empty((len(self.videos), blocks[0].shape[1]), kind)
+            for values, (_, _, places) in zip(blocks, self.parts, strict=True):
+                block[places] = values
             yield block
 
 
@@ -324,7 +329,7 @@ class StipFeatures:
             return
         with h5py.File(self.path, "r") as file:
             matrix = file[self.variable]  # (splits, 2, D, pairs): the axes of HDF5 are the other way round
-            step = max(BLOCK_BYTES // (8 * 2 * self.num_values), (matrix.chunks or (1,))[-1])
+            step = max(BLOCK_BYTES // (2 * VALUE_BYTES * self.num_values), (matrix.chunks or (1,))[-1])
             for start in range(0, len(self.pairs), step):
                 yield start, matrix[split, :, :, start : start + step].T
 

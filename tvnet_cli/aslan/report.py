@@ -263,7 +263,8 @@ STYLE = (
     ".headline{font-size:1.2em;font-weight:bold}.note{background:#fff3cd;padding:.4em .8em}"
     "table{border-collapse:collapse}th,td{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}"
     "th:first-child,td:first-child{text-align:left}tr.ours{font-weight:bold;background:#e7f1ff}"
-    ".pairs{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0}figure img,figure .empty{width:160px;height:160px}"
+    ".pairs{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;max-width:340px;overflow-wrap:anywhere}"
+    "figure img,figure .empty{width:160px;height:160px}"
     ".empty{display:inline-block;background:#eee;font-size:12px}figcaption{font-size:13px}pre{overflow-x:auto}"
 )
 
