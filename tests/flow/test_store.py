@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tvnet_cli.errors import FlowFileError
+from tvnet_cli.flow import store as store_module
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.store import FlowStore
 
@@ -91,6 +92,19 @@ def test_an_interrupted_run_leaves_the_fields_that_are_there_and_goes_on(tmp_pat
         assert file.attrs["complete"]
 
 
+def test_long_films_get_their_space_piece_by_piece(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    monkeypatch.setattr(store_module, "SPACE_BYTES", 3 * 16 * 24 * 20)  # of three fields
+    sizes = set()
+    with store(path, num_fields=1000) as output:
+        for position in range(10):
+            output.write(make_field(position))
+            sizes.add(path.stat().st_size)
+    assert 3 <= len(sizes) <= 5
+    assert max(sizes) < 200_000  # a thousand fields would be 8 MB
+    check(path, 10)
+
+
 @pytest.mark.parametrize("promised", [2, 9])
 def test_more_or_fewer_fields_than_promised(tmp_path, promised):
     write(tmp_path / "a.h5", range(5), num_fields=promised)
@@ -118,10 +132,10 @@ def test_what_a_kill_would_leave_at_any_moment(tmp_path, monkeypatch):
         copy.write_bytes(content)
         with h5py.File(copy, "r", locking=False) as file:
             states.append(np.isfinite(file["pts_seconds"][:]).tolist())
-            for position in range(2 + (number + 2) // 2):
+            for position in range(2 + (number + 1) // 2):
                 np.testing.assert_array_equal(file["flow"][position], make_field(position).flow)
-    # The field first, then the mark that it is there; behind it nothing.
-    there = [[True] * count + [False] * (4 - count) for count in (2, 3, 3, 4)]
+    # Room, then for each field the field first and then the mark that it is there; behind it nothing.
+    there = [[True] * count + [False] * (4 - count) for count in (2, 2, 3, 3, 4)]
     assert states == there
 
 

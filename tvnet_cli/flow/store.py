@@ -17,6 +17,7 @@ from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.recipe import Recipe, first_difference
 
 FORMAT, FORMAT_VERSION = "tvnet-flow", 1
+SPACE_BYTES = 2**30
 
 _DATASETS = {
     "flow": ("flow from the first frame to the second: x to the right, y down", "pixels"),
@@ -31,8 +32,8 @@ _DATASETS = {
 class FlowStore:
     """A flow file, ``flow`` (N, 2, H, W) and what belongs to it, inside a ``with`` block.
 
-    All space is set aside when the file is made, so that adding a field moves no table of the file: whatever stops
-    the run, a kill too, the file opens. ``pts_seconds`` is NaN for a field that is not there yet, and is written
+    Space is set aside for a gibibyte of fields at once, so that adding a field moves no table of the file: whatever
+    stops the run, a kill too, the file opens. ``pts_seconds`` is NaN for a field that is not there yet, and is written
     after all else of its field. A run that ends or is interrupted cuts the file to the fields that are there.
 
     Parameters
@@ -106,21 +107,27 @@ class FlowStore:
         if self._file is None:
             self._file = self._created(values)
         file = self._file
-        wanted = max(self.num_fields, field.position + 1)
-        for name in file:
-            if len(file[name]) < wanted:
-                old = len(file[name])
-                file[name].resize(wanted, axis=0)
-                if name == "pts_seconds":
-                    file[name][old:] = np.nan
-        if file.attrs["complete"]:
-            file.attrs["complete"] = False
+        if field.position >= len(file["pts_seconds"]):
+            self._make_room(file, field.position, values)
         for name, value in values.items():
             file[name][field.position] = value
         file.flush()
         file["pts_seconds"][field.position] = field.pts_seconds[0]
         file.flush()
         self.num_done = field.position + 1
+
+    def _make_room(self, file: h5py.File, start: int, values: dict[str, NDArray[Any]]) -> None:
+        """Set aside space for the next fields."""
+        file.attrs["complete"] = False
+        for name in file:
+            file[name].resize(start + self._fields_at_once(start, values), axis=0)
+        file["pts_seconds"][start:] = np.nan
+        file.flush()
+
+    def _fields_at_once(self, start: int, values: dict[str, NDArray[Any]]) -> int:
+        """How many fields to set space aside for, from number ``start`` on."""
+        fitting = SPACE_BYTES // sum(value.nbytes for value in values.values())
+        return max(1, min(fitting, self.num_fields - start))
 
     def _stored(self, array: NDArray[Any]) -> NDArray[Any]:
         return array.astype(np.float16) if self.half and array.dtype == np.float32 else array
@@ -159,9 +166,10 @@ class FlowStore:
             with h5py.File(new, "w") as file:
                 file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
                 file.attrs["recipe"], file.attrs["complete"] = json.dumps(self.recipe), False
+                room = self._fields_at_once(0, values)
                 for name, value in values.items():
-                    _create(file, name, (self.num_fields, *value.shape), value.dtype, (1, *value.shape))
-                _create(file, "pts_seconds", (self.num_fields,), np.dtype(np.float64), (max(1024, self.num_fields),))
+                    _create(file, name, (room, *value.shape), value.dtype, (1, *value.shape))
+                _create(file, "pts_seconds", (room,), np.dtype(np.float64), (1024,))
                 file["pts_seconds"][:] = np.nan
             with new.open("rb") as written:
                 os.fsync(written.fileno())
