@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,10 +21,46 @@ from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
 from tvnet_cli.video.sequence import FrameSequence
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SECONDS_BETWEEN_LINES = 30  # of a long run without a terminal
 
 
-class VideoProgress:
+class _Screen:
+    """A bar on a terminal and lines of text, on stderr, inside a ``with`` block."""
+
+    def __init__(self, label: str, total: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=total, rate="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _say(self, line: str, always: bool = False) -> None:
+        if always or not self.quiet:
+            self.console.print(line)
+
+
+class VideoProgress(_Screen):
     """Videos done, failed and left, their rate and the time left; a bar on a terminal, else a line a video.
 
     Parameters
@@ -37,31 +74,10 @@ class VideoProgress:
     """
 
     def __init__(self, total: int, quiet: bool = False, verbosity: int = 0) -> None:
-        self.total, self.quiet, self.verbosity = total, quiet, verbosity
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        super().__init__("videos", total, quiet)
+        self.total, self.verbosity = total, verbosity
         self.counts = {"done": 0, "skipped": 0, "failed": 0}
         self.failures: list[VideoResult] = []
-        self._started = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("videos", total=total, rate="")
-
-    def __enter__(self) -> VideoProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def announce(self, model: StreamModel, device: object) -> None:
         """Say which weights serve a stream and where, and aloud if they were never trained."""
@@ -111,12 +127,8 @@ class VideoProgress:
         worked = self.counts["done"] + self.counts["failed"]
         return f"{worked / max(time.monotonic() - self._started, 1e-3) * 60:.1f}/min" if worked else ""
 
-    def _say(self, line: str, always: bool = False) -> None:
-        if always or not self.quiet:
-            self.console.print(line)
 
-
-class FlowProgress:
+class FlowProgress(_Screen):
     """Fields done and left, their rate and the time left; a bar on a terminal, else a line now and then.
 
     Parameters
@@ -127,36 +139,16 @@ class FlowProgress:
     """
 
     def __init__(self, sequence: FrameSequence, quiet: bool = False) -> None:
-        self.sequence, self.quiet = sequence, quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.sequence = sequence
+        super().__init__("fields", self.num_fields, quiet)
         self.last: FlowField | None = None
         self._computed = 0
-        self._started = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("fields"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("fields", total=self.num_fields, rate="")
+        self._said = self._started
 
     @property
     def num_fields(self) -> int:
         """Fields that there are to be, as far as is known."""
         return len(self.sequence.frame_index) - 1
-
-    def __enter__(self) -> FlowProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def announce(self, tvnet: TVNet, device: object) -> None:
         """Say what computes and where."""
@@ -213,10 +205,6 @@ class FlowProgress:
             "max_flow_pixels": max_flow,
             "seconds": round(time.monotonic() - self._started, 3),
         }
-
-    def _say(self, line: str, always: bool = False) -> None:
-        if always or not self.quiet:
-            self.console.print(line)
 
 
 def _written(targets: Sequence[Target]) -> list[str]:
