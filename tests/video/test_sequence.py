@@ -159,6 +159,28 @@ def test_damage_in_the_middle_is_named_and_gone_over(tmp_path):
     assert sequence.pts_seconds[-1] == pytest.approx(99 / 25)
 
 
+def test_a_film_that_changes_its_size_ends_there_unless_resized(tmp_path):
+    parts = [
+        write_film(
+            tmp_path / f"{side}.ts",
+            10,
+            picture=lambda number, side=side: numbered_picture(number, side, 128),
+            pts=lambda number, side=side: number + (side != 64) * 10,
+        )
+        for side in (64, 96)
+    ]
+    film = tmp_path / "a.ts"
+    film.write_bytes(b"".join(part.read_bytes() for part in parts))
+    pictures = open_sequence([film], FrameOptions()).read()
+    for _ in range(10):
+        assert next(pictures).shape == (64, 128, 3)
+    with pytest.raises(VideoReadError, match=r"a\.ts: changes from 128 x 64 to 128 x 96 pixels at \S+ s: --size"):
+        next(pictures)
+    resized = list(open_sequence([film], FrameOptions(size=(64, 64))).read())
+    assert {picture.shape for picture in resized} == {(64, 64, 3)}
+    assert len(resized) == 20
+
+
 def test_sound_that_goes_on_after_the_pictures_is_no_damage(shared_data):
     checked = 0
     for path in sorted((shared_data / "videos").iterdir()):

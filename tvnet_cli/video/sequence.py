@@ -140,11 +140,19 @@ class _Film:
         wanted = [position for position in wanted[start:] if position < len(self.frame_index)]
         converter = av.video.reformatter.VideoReformatter()
         frames = read_frames(self._video, self.frame_index[wanted].tolist())
+        shape: tuple[int, ...] = ()
         for position, frame in zip(wanted, frames, strict=False):
             if position < convert_from:
                 yield None
-            else:
-                yield np.ascontiguousarray(upright_rgb(frame, converter, self.options.short_side, self.options.size))
+                continue
+            picture = upright_rgb(frame, converter, self.options.short_side, self.options.size)
+            shape = shape or picture.shape
+            if picture.shape != shape:
+                raise VideoReadError(
+                    f"changes from {_size(shape)} to {_size(picture.shape)} pixels "
+                    f"at {self.pts_seconds[position]:.2f} s: --size makes them one"
+                )
+            yield np.ascontiguousarray(picture)
         if wanted and self.frame_index[wanted[-1]] + self.options.every >= self._video.num_frames:
             next(frames, None)  # lets it look whether the film ends here, as it should
 
