@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import av
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from tvnet_cli import __version__
+from tvnet_cli.errors import FlowFileError
 
 NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
 
@@ -22,6 +24,18 @@ def software(device: torch.device) -> Recipe:
     """The versions and the device that compute."""
     versions = {"torch": torch.__version__, "av": av.__version__, "numpy": np.__version__, "h5py": h5py.__version__}
     return {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)}
+
+
+def require_same_recipe(path: Path, old: Recipe, new: Recipe) -> None:
+    """Refuse to add fields to a flow file or folder that another recipe made.
+
+    Raises
+    ------
+    FlowFileError
+    """
+    difference = first_difference(old, new)
+    if difference:
+        raise FlowFileError(f"{path} was made in another way: {difference}; choose another output, or --overwrite")
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> str:

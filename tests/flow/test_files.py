@@ -171,6 +171,12 @@ def test_one_field_leaves_its_other_arrays_beside_it(tmp_path):
     np.testing.assert_array_equal(mask, field.arrays["occlusion"] * 255)
 
 
+def test_capital_suffixes_are_the_same_formats(tmp_path):
+    with FieldFile(tmp_path / "AB.FLO", encode_flo) as output:
+        output.write(make_field())
+    assert [path.name for path in tmp_path.iterdir()] == ["AB.FLO"]
+
+
 def test_coarse_scales_are_coloured_in_pixels_of_the_finest():
     field = make_field(flow_scale_1=np.full((2, 20, 30), 2.0, np.float32))
     field.arrays["flow"] = np.full((2, 40, 60), 4.0, np.float32)

@@ -50,6 +50,11 @@ class FlowField:
         return [self.arrays[name] for name in sorted(self.arrays, key=_scale, reverse=True) if _scale(name) >= 0]
 
 
+def as_stored(array: NDArray[Any], half: bool) -> NDArray[Any]:
+    """An array as files of half precision keep it: float32 as float16, all else as it is."""
+    return array.astype(np.float16) if half and array.dtype == np.float32 else array
+
+
 def _scale(name: str) -> int:
     if name == "flow":
         return 0

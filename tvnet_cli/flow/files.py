@@ -21,8 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tvnet_cli.errors import FlowFileError
 from tvnet_cli.flow.colour import flow_to_colour
-from tvnet_cli.flow.field import FlowField
-from tvnet_cli.recipe import Recipe, first_difference
+from tvnet_cli.flow.field import FlowField, as_stored
+from tvnet_cli.recipe import Recipe, require_same_recipe
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
 JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
@@ -139,7 +139,7 @@ class FieldFile:
 
     def write(self, field: FlowField) -> None:
         for name, content in self.encode(field).items():
-            own = name == f"flow{self.path.suffix}"
+            own = name == f"flow{self.path.suffix.lower()}"
             _replace(self.path if own else self.path.with_name(f"{self.path.stem}.{name}"), content)
 
 
@@ -176,11 +176,7 @@ class FieldFolder:
         if self.overwrite:
             self._remove_fields()
         elif self._card.exists():
-            difference = first_difference(json.loads(self._card.read_text("utf-8")), self.recipe)
-            if difference:
-                raise FlowFileError(
-                    f"{self.path} was made in another way: {difference}; choose another output, or --overwrite"
-                )
+            require_same_recipe(self.path, json.loads(self._card.read_text("utf-8")), self.recipe)
         elif self._name(self._last, 0).exists():
             raise FlowFileError(
                 f"{self.path} holds flow of unknown origin ({self._name(self._last, 0).name}): choose another output, "
@@ -237,7 +233,7 @@ class NpzFile:
 
     def write(self, field: FlowField) -> None:
         for name, array in field.arrays.items():
-            stored = array.astype(np.float16) if self.half and array.dtype == np.float32 else array
+            stored = as_stored(array, self.half)
             if name not in self._files:
                 self._files[name] = (self._parts / name).open("w+b"), stored.dtype, stored.shape
             self._files[name][0].write(stored.tobytes())

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FlowFileError
-from tvnet_cli.flow.field import Arrays, FlowField
-from tvnet_cli.recipe import Recipe, first_difference
+from tvnet_cli.flow.field import Arrays, FlowField, as_stored
+from tvnet_cli.recipe import Recipe, require_same_recipe
 
 FORMAT, FORMAT_VERSION = "tvnet-flow", 1
 SPACE_BYTES = 2**30
@@ -102,7 +102,7 @@ class FlowStore:
         """Add the next field."""
         if field.position < self.num_done:
             return
-        values: dict[str, Any] = {name: self._stored(array) for name, array in field.arrays.items()}
+        values: dict[str, Any] = {name: as_stored(array, self.half) for name, array in field.arrays.items()}
         values["frame_index"] = np.array(field.frame_index, np.int64)
         if self._file is None:
             self._file = self._created(values)
@@ -129,9 +129,6 @@ class FlowStore:
         fitting = SPACE_BYTES // sum(value.nbytes for value in values.values())
         return max(1, min(fitting, self.num_fields - start))
 
-    def _stored(self, array: NDArray[Any]) -> NDArray[Any]:
-        return array.astype(np.float16) if self.half and array.dtype == np.float32 else array
-
     def _reopened(self) -> h5py.File:
         try:
             file = h5py.File(self.path, "r+")
@@ -148,11 +145,7 @@ class FlowStore:
                     f"{self.path} is an HDF5 file, but no flow file of format version {FORMAT_VERSION}: "
                     "choose another output, or --overwrite"
                 )
-            difference = first_difference(json.loads(file.attrs["recipe"]), self.recipe)
-            if difference:
-                raise FlowFileError(
-                    f"{self.path} was made in another way: {difference}; choose another output, or --overwrite"
-                )
+            require_same_recipe(self.path, json.loads(file.attrs["recipe"]), self.recipe)
         except BaseException:
             file.close()
             raise
