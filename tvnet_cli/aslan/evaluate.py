@@ -371,8 +371,7 @@ def _check(table: VideoTable, places: NDArray[np.int64], features: NDArray[np.fl
     """Refuse features that no measure is defined for; how many videos have negative ones, where those are allowed."""
     wrong = ~np.isfinite(features).all(axis=1)
     if wrong.any():
-        video = table.videos[places[wrong][0]]
-        raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
+        raise _no_numbers(table, int(places[wrong][0]))
     least = features.min(axis=1)
     if not clip and (least < 0).any():
         video, value = table.videos[places[least < 0][0]], least[least < 0][0]
@@ -383,13 +382,18 @@ def _check(table: VideoTable, places: NDArray[np.int64], features: NDArray[np.fl
     return int((least < 0).sum())
 
 
+def _no_numbers(table: VideoTable, place: int) -> FeatureFileError:
+    return FeatureFileError(
+        f"{table.name} of the video {table.videos[place]} has NaN or infinite values: extract it again"
+    )
+
+
 def _gram(table: VideoTable, report: _Steps) -> Floats:
     """Inner products of the features of all videos, (V, V)."""
     gram = np.zeros((len(table.videos), len(table.videos)))
     for block in table.columns():
         if not np.isfinite(block).all():
-            video = table.videos[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
-            raise FeatureFileError(f"{table.name} of the video {video} has NaN or infinite values: extract it again")
+            raise _no_numbers(table, int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]))
         wide = block.astype(np.float64)
         gram += wide @ wide.T
         report.values(block.size, table)

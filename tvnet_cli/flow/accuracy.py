@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tvnet_cli.flow.colour import UNKNOWN
-from tvnet_cli.flow.operators import warp
+from tvnet_cli.flow.operators import leads_inside, warp
 
 
 def endpoint_error(flow: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
@@ -91,8 +90,4 @@ def occlusion(forward: Tensor, backward: Tensor) -> Tensor:
     back = warp(backward, forward, "exact")
     contradiction = (forward + back).square().sum(1)
     allowed = 0.01 * (forward.square().sum(1) + back.square().sum(1)) + 0.5
-    height, width = forward.shape[-2:]
-    x = torch.arange(width, device=forward.device) + forward[:, 0]
-    y = torch.arange(height, device=forward.device)[:, None] + forward[:, 1]
-    outside = (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
-    return (contradiction > allowed) | outside
+    return (contradiction > allowed) | ~leads_inside(forward)[:, 0]

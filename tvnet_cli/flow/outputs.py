@@ -41,15 +41,13 @@ class Target:
 
 def default_targets(inputs: Sequence[Path], formats: Sequence[FlowFormat]) -> list[Target]:
     """Beside the input, named after it: data and a film, or data and a picture for two images."""
-    first = inputs[0].resolve()
     pair = len(inputs) == 2
-    stem = first.name if first.is_dir() else first.stem
+    base = inputs[0].parent if inputs[0].name else inputs[0].resolve().parent
     targets = []
     for format_ in formats or (("h5", "png") if pair else ("h5", "mp4")):
         folder = format_ in IN_FOLDERS and not (pair and format_ != "xy-jpg")
-        name = f"{stem}.flow" if folder else f"{stem}.flow.{format_}"
-        beside = inputs[0].parent if inputs[0].name else first.parent
-        targets.append(Target(format_, beside / name, folder))
+        name = _name(inputs) if folder else f"{_name(inputs)}.{format_}"
+        targets.append(Target(format_, base / name, folder))
     return targets
 
 
@@ -83,12 +81,11 @@ def choose_targets(inputs: Sequence[Path], outputs: Sequence[Path], formats: Seq
             raise OutputError(
                 f"{output}: its name does not say what to write; add --format, or end it in {' '.join(SUFFIXES)}"
             )
-        stem = default_targets(inputs, ["h5"])[0].path.stem
         for format_ in formats:
             if format_ in IN_FOLDERS:
                 targets.append(Target(format_, output, folder=True))
             else:
-                file = output if output.suffix and not output.is_dir() else output / f"{stem}.{format_}"
+                file = output if output.suffix and not output.is_dir() else output / f"{_name(inputs)}.{format_}"
                 targets.append(Target(format_, file))
         open_formats = []
     if open_formats:
@@ -170,6 +167,12 @@ def make_outputs(
             else:
                 outputs.append(FieldFile(path, encode))
     return outputs
+
+
+def _name(inputs: Sequence[Path]) -> str:
+    """What the flow of an input is called: video.flow, or frames.flow for a folder."""
+    first = inputs[0].resolve()
+    return f"{first.name if first.is_dir() else first.stem}.flow"
 
 
 def _check_places(inputs: Sequence[Path], targets: Sequence[Target]) -> None:
