@@ -378,6 +378,20 @@ def trained(folder: Path, change: bool = True) -> Path:
     return folder / "w.safetensors"
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, max(1, min(4, (os.cpu_count() or 1) - 1))), ("4", 4)])
+def test_one_core_is_left_to_others_unless_the_user_says_how_many(pair, monkeypatch, given, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert flow(*pair).exit_code == 0
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_trained_kernels_come_with_their_schedule(pair, tmp_path):
     weights = trained(tmp_path)
     assert flow(*pair, "-o", tmp_path / "a.h5", "--weights", weights).exit_code == 0
