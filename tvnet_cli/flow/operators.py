@@ -20,6 +20,9 @@ from torch import Tensor
 
 from tvnet_cli.options import Presmoothing, Sampler
 
+Number = float | Tensor  # a tensor of one number can be trained
+DualField = tuple[Tensor, Tensor]  # p_x, p_y
+
 EPSILON = 1e-12  # one constant of the authors' code, in squared intensity and in squared pixels
 
 # The authors' Gaussian by squared distance from the centre, rounded as in their code.
@@ -105,6 +108,23 @@ def smooth(image: Tensor, sigma: Presmoothing = "authors") -> Tensor:
         for start, tap in enumerate(taps):
             image = torch.add(image, padded.narrow(axis, start, length), alpha=tap / sum(taps))
     return image
+
+
+def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
+    """What the solver reads: grey levels of a pair, stretched to 0..255 and smoothed.
+
+    Parameters
+    ----------
+    first, second : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, float, 0..255
+    sigma : float, pixels, or "authors"
+        As for ``smooth``.
+
+    Returns
+    -------
+    (Tensor, Tensor), (B, 1, H, W)
+    """
+    first, second = stretch_range(grey(first), grey(second))
+    return smooth(first, sigma), smooth(second, sigma)
 
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
@@ -390,7 +410,7 @@ def inverse_squared_gradient(gradient: Tensor) -> Tensor:
     return torch.where(flat, torch.zeros_like(squared), 1 / squared)
 
 
-def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor, limit: float) -> Tensor:
+def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor, limit: Number) -> Tensor:
     """Minimise the linearised data term near ``u``: the thresholding step.
 
     Parameters
@@ -402,7 +422,7 @@ def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor
         ``inverse_squared_gradient(gradient)``.
     rho_constant : Tensor, (B, 1, H, W)
         The residual ``rho`` less its part linear in ``u``.
-    limit : float
+    limit : float or Tensor of one number
         ``lambda_ * theta``.
 
     Returns
@@ -412,7 +432,7 @@ def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor
     """
     rho = torch.addcmul(rho_constant, gradient[:, :1], u[:, :1])
     rho = torch.addcmul(rho, gradient[:, 1:], u[:, 1:])
-    return torch.addcmul(u, (rho * -inverse).clamp(-limit, limit), gradient)
+    return torch.addcmul(u, (rho * -inverse).clamp(-limit, limit), gradient)  # type: ignore[arg-type]
 
 
 def edge_cost(image: Tensor, edge_weight: float) -> Tensor:
@@ -477,7 +497,7 @@ def _move_extremes_to_the_ends(values: list[Tensor]) -> None:
         order(last - i, last)
 
 
-def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: float) -> Tensor:
+def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: Number) -> Tensor:
     """One axis of the dual update, the paper's Eq. (11): ``(p + step * grad u) / denominator``.
 
     Parameters
@@ -486,14 +506,14 @@ def dual_step(p: Tensor, u_along_axis: Tensor, denominator: Tensor, step: float)
         Dual field and derivative of ``u`` along the axis.
     denominator : Tensor, (B, 2, H, W)
         ``dual_denominator`` of both derivatives.
-    step : float
+    step : float or Tensor of one number
         ``tau / theta``.
 
     Returns
     -------
     Tensor, (B, 2, H, W)
     """
-    return torch.add(p, u_along_axis, alpha=step) / denominator
+    return _add_scaled(p, u_along_axis, step) / denominator
 
 
 def dual_denominator(u_x: Tensor, u_y: Tensor, step: float | Tensor) -> Tensor:
@@ -510,3 +530,68 @@ def dual_denominator(u_x: Tensor, u_y: Tensor, step: float | Tensor) -> Tensor:
     Tensor, (B, 2, H, W), at least 1
     """
     return 1 + step * torch.sqrt(torch.addcmul(u_x * u_x + EPSILON, u_y, u_y))
+
+
+def solve_warp(
+    first: Tensor,
+    second: Tensor,
+    u: Tensor,
+    p: DualField,
+    cost: Tensor | None,
+    gradient_kernels: Tensor,
+    divergence_kernels: Tensor,
+    *,
+    tau: Number,
+    lambda_: Number,
+    theta: Number,
+    sampler: Sampler,
+    ignore_outside: bool,
+    last: bool,
+) -> tuple[Tensor, DualField]:
+    """One warp: linearise the data term where ``u`` points, then all primal-dual updates.
+
+    Parameters
+    ----------
+    first, second : Tensor, (B, 1, H, W), 0..255
+        Both sides at least 2.
+    u : Tensor, (B, 2, H, W), pixels
+    p : (Tensor, Tensor), (B, 2, H, W) each
+        The dual field; its last column (x part) and last row (y part) are 0.
+    cost : Tensor, (B, 1, H, W), or None
+        ``edge_cost`` of the first frame; None counts as 1 everywhere.
+    gradient_kernels, divergence_kernels : Tensor, (iterations, 2 components, 2 axes, 2 taps)
+    tau, lambda_, theta, sampler, ignore_outside
+        As in ``tvnet_cli.options.TVNetOptions``; the first three are floats, or tensors of one number to be trained.
+    last : bool
+        No warp follows: the last update of the dual field, which nobody would read, is left out.
+
+    Returns
+    -------
+    (Tensor, (Tensor, Tensor))
+        ``u`` and ``p`` after the last update.
+    """
+    step, limit = tau / theta, lambda_ * theta
+    bound_step = step if cost is None else step / cost
+    p_x, p_y = p
+    warped, gradient = warp_with_gradient(second, u, sampler)
+    inverse = inverse_squared_gradient(gradient)
+    if ignore_outside:
+        inverse = inverse * leads_inside(u)
+    rho_constant = warped - (gradient * u).sum(1, keepdim=True) - first
+    num_iterations = len(gradient_kernels)
+    for iteration in range(num_iterations):
+        v = data_step(u, gradient, inverse, rho_constant, limit)
+        u = _add_scaled(v, divergence(p_x, p_y, divergence_kernels[iteration]), theta)
+        if last and iteration == num_iterations - 1:
+            break
+        u_x, u_y = forward_gradient(u, gradient_kernels[iteration])
+        denominator = dual_denominator(u_x, u_y, bound_step)
+        p_x, p_y = dual_step(p_x, u_x, denominator, step), dual_step(p_y, u_y, denominator, step)
+    return u, (p_x, p_y)
+
+
+def _add_scaled(values: Tensor, others: Tensor, scale: Number) -> Tensor:
+    """``values + scale * others`` in one pass."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(values, scale.to(values.dtype), others)
+    return torch.add(values, others, alpha=scale)

@@ -8,23 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvnet_cli.flow.operators import (
-    data_step,
-    divergence,
-    dual_denominator,
-    dual_step,
-    edge_cost,
-    forward_gradient,
-    grey,
-    inverse_squared_gradient,
-    leads_inside,
-    median_filter,
-    resize,
-    resize_flow,
-    smooth,
-    stretch_range,
-    warp_with_gradient,
-)
+from tvnet_cli.flow import operators
+from tvnet_cli.flow.operators import Number, edge_cost, resize, resize_flow
 from tvnet_cli.options import MIN_FRAME_SIDE, TVNetOptions
 
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
@@ -53,6 +38,8 @@ class TVNet(nn.Module):
     gradient_kernels, divergence_kernels : Parameter, (scales, warps, iterations, 2 components, 2 axes, 2 taps)
         Two-tap kernels of the forward gradient of u and of the divergence of p, ``(-1, 1)`` before training,
         none shared. Scale 0 is the finest, axis 0 is x.
+    tau, lambda_, theta : float
+        Those of the options. Put a ``torch.nn.Parameter`` of one number in place of one to train it.
 
     References
     ----------
@@ -81,6 +68,9 @@ class TVNet(nn.Module):
         self.options = TVNetOptions(
             num_scales=num_scales, num_warps=num_warps, num_iterations=num_iterations, **options
         )
+        self.tau: Number = self.options.tau
+        self.lambda_: Number = self.options.lambda_
+        self.theta: Number = self.options.theta
         if min(u0_size) < 2:
             raise ValueError(f"u0_size must be at least 2 x 2, not {u0_size[0]} x {u0_size[1]}")
         self.u0 = nn.Parameter(torch.zeros(1, 2, *u0_size))
@@ -128,9 +118,7 @@ class TVNet(nn.Module):
         """
         _check_frames(first, second)
         first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
-        first, second = stretch_range(grey(first), grey(second))
-        sigma = self.options.presmoothing
-        return self.solve_scales(smooth(first, sigma), smooth(second, sigma))
+        return self.solve_scales(*operators.prepare(first, second, self.options.presmoothing))
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
@@ -178,26 +166,26 @@ class TVNet(nn.Module):
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
         options = self.options
-        step, limit = options.tau / options.theta, options.lambda_ * options.theta
-        bound_step = step / edge_cost(first, options.edge_weight) if options.edge_weight else step
-        p_x = p_y = torch.zeros_like(u)
+        cost = edge_cost(first, options.edge_weight) if options.edge_weight else None
+        p = torch.zeros_like(u), torch.zeros_like(u)
         for warp_number in range(options.num_warps):
-            warped, gradient = warp_with_gradient(second, u, options.sampler)
-            inverse = inverse_squared_gradient(gradient)
-            if options.ignore_outside:
-                inverse = inverse * leads_inside(u)
-            rho_constant = warped - (gradient * u).sum(1, keepdim=True) - first
-            for iteration in range(options.num_iterations):
-                v = data_step(u, gradient, inverse, rho_constant, limit)
-                kernels = self.divergence_kernels[scale, warp_number, iteration]
-                u = torch.add(v, divergence(p_x, p_y, kernels), alpha=options.theta)
-                if warp_number == options.num_warps - 1 and iteration == options.num_iterations - 1:
-                    break  # nobody reads the dual field after the last update of u
-                u_x, u_y = forward_gradient(u, self.gradient_kernels[scale, warp_number, iteration])
-                denominator = dual_denominator(u_x, u_y, bound_step)
-                p_x, p_y = dual_step(p_x, u_x, denominator, step), dual_step(p_y, u_y, denominator, step)
+            u, p = operators.solve_warp(
+                first,
+                second,
+                u,
+                p,
+                cost,
+                self.gradient_kernels[scale, warp_number],
+                self.divergence_kernels[scale, warp_number],
+                tau=self.tau,
+                lambda_=self.lambda_,
+                theta=self.theta,
+                sampler=options.sampler,
+                ignore_outside=options.ignore_outside,
+                last=warp_number == options.num_warps - 1,
+            )
             if options.median_size:
-                u = median_filter(u, options.median_size)
+                u = operators.median_filter(u, options.median_size)
         return u
 
 
