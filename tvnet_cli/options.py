@@ -13,10 +13,12 @@ from typing import Any, Literal
 Sampler = Literal["authors", "exact", "bicubic"]
 Presmoothing = float | Literal["authors"]
 Stream = Literal["flow", "rgb"]
+FlowSolver = Literal["auto", "torch", "numba", "triton"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
+FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
 DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
 DEFAULT_PRESET = "tvnet-50"

@@ -26,8 +26,8 @@ DualField = tuple[Tensor, Tensor]  # p_x, p_y
 EPSILON = 1e-12  # one constant of the authors' code, in squared intensity and in squared pixels
 
 # The authors' Gaussian by squared distance from the centre, rounded as in their code.
-_GAUSSIAN_TAPS = {0: 0.219833, 1: 0.110656, 2: 0.0557, 4: 0.01386, 5: 0.006976, 8: 0.000874}
-_GAUSSIAN_5X5 = [[_GAUSSIAN_TAPS[x * x + y * y] for x in range(-2, 3)] for y in range(-2, 3)]
+GAUSSIAN_TAPS = {0: 0.219833, 1: 0.110656, 2: 0.0557, 4: 0.01386, 5: 0.006976, 8: 0.000874}
+_GAUSSIAN_5X5 = [[GAUSSIAN_TAPS[x * x + y * y] for x in range(-2, 3)] for y in range(-2, 3)]
 
 
 def grey(frames: Tensor) -> Tensor:
@@ -536,7 +536,7 @@ def solve_warp(
     first: Tensor,
     second: Tensor,
     u: Tensor,
-    p: DualField,
+    p: DualField | None,
     cost: Tensor | None,
     gradient_kernels: Tensor,
     divergence_kernels: Tensor,
@@ -547,7 +547,7 @@ def solve_warp(
     sampler: Sampler,
     ignore_outside: bool,
     last: bool,
-) -> tuple[Tensor, DualField]:
+) -> tuple[Tensor, DualField | None]:
     """One warp: linearise the data term where ``u`` points, then all primal-dual updates.
 
     Parameters
@@ -555,24 +555,24 @@ def solve_warp(
     first, second : Tensor, (B, 1, H, W), 0..255
         Both sides at least 2.
     u : Tensor, (B, 2, H, W), pixels
-    p : (Tensor, Tensor), (B, 2, H, W) each
-        The dual field; its last column (x part) and last row (y part) are 0.
+    p : (Tensor, Tensor), (B, 2, H, W) each, or None
+        The dual field; its last column (x part) and last row (y part) are 0. None: 0 everywhere.
     cost : Tensor, (B, 1, H, W), or None
         ``edge_cost`` of the first frame; None counts as 1 everywhere.
     gradient_kernels, divergence_kernels : Tensor, (iterations, 2 components, 2 axes, 2 taps)
     tau, lambda_, theta, sampler, ignore_outside
         As in ``tvnet_cli.options.TVNetOptions``; the first three are floats, or tensors of one number to be trained.
     last : bool
-        No warp follows: the last update of the dual field, which nobody would read, is left out.
+        No warp follows that would read the dual field: its last update is left out.
 
     Returns
     -------
-    (Tensor, (Tensor, Tensor))
-        ``u`` and ``p`` after the last update.
+    (Tensor, (Tensor, Tensor) or None)
+        ``u`` and ``p`` after the last update; with ``last`` no ``p``.
     """
     step, limit = tau / theta, lambda_ * theta
     bound_step = step if cost is None else step / cost
-    p_x, p_y = p
+    p_x, p_y = p or (torch.zeros_like(u), torch.zeros_like(u))
     warped, gradient = warp_with_gradient(second, u, sampler)
     inverse = inverse_squared_gradient(gradient)
     if ignore_outside:
@@ -583,7 +583,7 @@ def solve_warp(
         v = data_step(u, gradient, inverse, rho_constant, limit)
         u = _add_scaled(v, divergence(p_x, p_y, divergence_kernels[iteration]), theta)
         if last and iteration == num_iterations - 1:
-            break
+            return u, None
         u_x, u_y = forward_gradient(u, gradient_kernels[iteration])
         denominator = dual_denominator(u_x, u_y, bound_step)
         p_x, p_y = dual_step(p_x, u_x, denominator, step), dual_step(p_y, u_y, denominator, step)

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tvnet_cli.flow import operators
-from tvnet_cli.flow.operators import Number, edge_cost, resize, resize_flow
-from tvnet_cli.options import MIN_FRAME_SIDE, TVNetOptions
+from tvnet_cli.flow.operators import DualField, Number, edge_cost, resize, resize_flow
+from tvnet_cli.options import FLOW_SOLVERS, MIN_FRAME_SIDE, FlowSolver, Presmoothing, Sampler, TVNetOptions
 
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
+
+
+class Engine(Protocol):
+    """Who does the heavy work: ``operators``, the reference, or a module that does the same faster."""
+
+    def prepare(self, first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]: ...
+    def solve_warp(
+        self,
+        first: Tensor,
+        second: Tensor,
+        u: Tensor,
+        p: DualField | None,
+        cost: Tensor | None,
+        gradient_kernels: Tensor,
+        divergence_kernels: Tensor,
+        *,
+        tau: Number,
+        lambda_: Number,
+        theta: Number,
+        sampler: Sampler,
+        ignore_outside: bool,
+        last: bool,
+    ) -> tuple[Tensor, DualField | None]: ...
+    def median_filter(self, field: Tensor, size: int) -> Tensor: ...
 
 
 class TVNet(nn.Module):
@@ -27,6 +51,10 @@ class TVNet(nn.Module):
         Levels of the pyramid, warps of each level, iterations of each warp.
     u0_size : (int, int), pixels
         Height and width at which the start field is stored. It is resized to the coarsest level of each pair.
+    solver : {"auto", "torch", "numba", "triton"}
+        Who computes: plain torch, which is the reference, takes any type and device; compiled code takes float32,
+        ``numba`` on the CPU and ``triton`` on a GPU, and gives the same to about 1e-5 pixels. ``auto`` takes the
+        compiled one that fits, and torch where none does. May be changed at any time.
     **options
         ``zoom_factor``, ``tau``, ``lambda_``, ``theta``, ``sampler`` and the others that
         ``tvnet_cli.options.TVNetOptions`` lists; it also holds all defaults.
@@ -62,9 +90,13 @@ class TVNet(nn.Module):
         num_iterations: int = TVNetOptions.num_iterations,
         *,
         u0_size: tuple[int, int] = (224, 224),
+        solver: FlowSolver = "auto",
         **options: Any,
     ) -> None:
         super().__init__()
+        if solver not in FLOW_SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(FLOW_SOLVERS)}, not {solver!r}")
+        self.solver = solver
         self.options = TVNetOptions(
             num_scales=num_scales, num_warps=num_warps, num_iterations=num_iterations, **options
         )
@@ -118,7 +150,7 @@ class TVNet(nn.Module):
         """
         _check_frames(first, second)
         first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
-        return self.solve_scales(*operators.prepare(first, second, self.options.presmoothing))
+        return self.solve_scales(*self.engine().prepare(first, second, self.options.presmoothing))
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
@@ -158,6 +190,27 @@ class TVNet(nn.Module):
             flows.append(self._solve_level(first_level, second_level, u, scale))
         return flows
 
+    def engine(self) -> Engine:
+        """The module that computes, by ``solver`` and by type and device of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If the solver that was asked for does not serve them.
+        ImportError
+            If it was asked for and is not installed.
+        """
+        device, single = self.u0.device.type, self.u0.dtype == torch.float32
+        if self.solver == "torch":
+            return operators
+        if single and device == "cpu" and self.solver in ("auto", "numba"):
+            from tvnet_cli.flow import solver_cpu
+
+            return solver_cpu
+        if self.solver == "auto":
+            return operators
+        raise ValueError(f"the solver {self.solver} does not serve {self.u0.dtype} on {device}")
+
     def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         if self.options.sampler == "authors":
             return resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
@@ -166,10 +219,11 @@ class TVNet(nn.Module):
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
         options = self.options
+        engine = self.engine()
         cost = edge_cost(first, options.edge_weight) if options.edge_weight else None
-        p = torch.zeros_like(u), torch.zeros_like(u)
+        p: DualField | None = None
         for warp_number in range(options.num_warps):
-            u, p = operators.solve_warp(
+            u, p = engine.solve_warp(
                 first,
                 second,
                 u,
@@ -185,7 +239,7 @@ class TVNet(nn.Module):
                 last=warp_number == options.num_warps - 1,
             )
             if options.median_size:
-                u = operators.median_filter(u, options.median_size)
+                u = engine.median_filter(u, options.median_size)
         return u
 
 

@@ -1,0 +1,298 @@
+"""The fused CPU solver: the same results as ``operators`` to the last bits but one, many times faster."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tvnet_cli.flow import kernels_cpu as kernels
+from tvnet_cli.flow import operators
+from tvnet_cli.flow.operators import EPSILON, DualField, Number
+from tvnet_cli.options import Presmoothing, Sampler
+
+SAMPLER_NUMBERS = {"authors": kernels.AUTHORS, "exact": kernels.EXACT, "bicubic": kernels.BICUBIC}
+
+_scratch = threading.local()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How fields of one size lie in a state."""
+
+    height: int
+    width: int
+
+    @property
+    def stride(self) -> int:
+        return -(-(self.width + 2 * kernels.PAD) // 16) * 16
+
+    @property
+    def plane(self) -> int:
+        """Floats in a plane; not a multiple of 4096 bytes, since pixels at such distances evict each other."""
+        return -(-(self.height + 2) * self.stride // 1024) * 1024 + 80
+
+    def state(self, name: str = "state", planes: int = kernels.NUM_PLANES) -> kernels.Floats:
+        """Memory of this thread, with whatever the last one who used it left there."""
+        size = planes * self.plane
+        held: kernels.Floats | None = getattr(_scratch, name, None)
+        if held is None or held.size < size:
+            held = np.zeros(size, np.float32)
+            setattr(_scratch, name, held)
+        return held[:size]
+
+
+def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
+    """As ``operators.prepare``; fused for the authors' filter and none, where nothing asks for gradients."""
+    if _needs_gradients(first, second) or (sigma != "authors" and sigma):
+        return operators.prepare(first, second, sigma)
+    frames = [frame.detach().contiguous().numpy() for frame in (first, second)]
+    batch, _, height, width = frames[0].shape
+    prepared = [np.empty((batch, 1, height, width), np.float32) for _ in frames]
+    taps = np.array(list(operators.GAUSSIAN_TAPS.values()) if sigma == "authors" else [], np.float32)
+
+    def work(pair: int) -> None:
+        layout = _Layout(height, width)
+        levels = layout.state("images", 3)[: 2 * height * width].reshape(2, height, width)
+        padded = layout.state()[: (height + 4) * (width + 4)]
+        for level, frame in zip(levels, frames, strict=True):
+            kernels.grey(frame[pair], level)
+        lowest, highest = kernels.extremes(levels.reshape(2 * height, width))
+        for level, out in zip(levels, prepared, strict=True):
+            kernels.stretch_and_blur(level, lowest, highest, taps, padded, out[pair, 0])
+
+    _for_each_pair(batch, work)
+    return torch.from_numpy(prepared[0]), torch.from_numpy(prepared[1])
+
+
+def median_filter(field: Tensor, size: int) -> Tensor:
+    """As ``operators.median_filter``; fused for 5 x 5, where nothing asks for gradients."""
+    if size != 5 or _needs_gradients(field):
+        return operators.median_filter(field, size)
+    fields = field.detach().contiguous().numpy()
+    filtered = np.empty_like(fields)
+    batch, channels, height, width = fields.shape
+
+    def work(number: int) -> None:
+        layout = _Layout(height, width)
+        padded, rows = layout.state()[: (height + 4) * (width + 4)], layout.state("images", 3)[: 5 * (width + 4)]
+        for channel in range(channels):
+            kernels.median5(fields[number, channel], padded, rows, filtered[number, channel])
+
+    _for_each_pair(batch, work)
+    return torch.from_numpy(filtered)
+
+
+def solve_warp(
+    first: Tensor,
+    second: Tensor,
+    u: Tensor,
+    p: DualField | None,
+    cost: Tensor | None,
+    gradient_kernels: Tensor,
+    divergence_kernels: Tensor,
+    *,
+    tau: Number,
+    lambda_: Number,
+    theta: Number,
+    sampler: Sampler,
+    ignore_outside: bool,
+    last: bool,
+) -> tuple[Tensor, DualField | None]:
+    """As ``operators.solve_warp``, float32 on the CPU."""
+    p_x, p_y = p or (None, None)
+    u, p_x, p_y = _SolveWarp.apply(
+        first,
+        second,
+        u,
+        p_x,
+        p_y,
+        cost,
+        gradient_kernels,
+        divergence_kernels,
+        tau,
+        lambda_,
+        theta,
+        sampler,
+        ignore_outside,
+        last,
+    )  # type: ignore[no-untyped-call]
+    return u, None if last else (p_x, p_y)
+
+
+class _SolveWarp(torch.autograd.Function):
+    """One warp; keeps its inputs alone for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        warp = _Warp(*arguments)
+        u = np.empty_like(warp.u)
+        p_x, p_y = (np.empty((len(u), 0, 0, 0) if warp.last else u.shape, np.float32) for _ in range(2))
+
+        def work(pair: int) -> None:
+            layout, state, images = warp.scratch()
+            kernels.solve_pair(
+                *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
+                warp.ignore_outside, warp.last, *warp.grids, images, state, layout.plane, layout.stride,
+                u[pair], p_x[pair], p_y[pair],
+            )  # fmt: skip
+
+        _for_each_pair(len(u), work)
+        ctx.arguments = arguments[8:]
+        ctx.save_for_backward(*arguments[:8])
+        return torch.from_numpy(u), torch.from_numpy(p_x), torch.from_numpy(p_y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = (*ctx.saved_tensors, *ctx.arguments)
+        warp = _Warp(*arguments)
+        u_a, p_x_a, p_y_a = (_array(gradient) for gradient in gradients)
+        # Of first, second, u, p_x, p_y and cost.
+        found = [np.zeros_like(field) for field in (warp.first, warp.second, warp.u, warp.p_x, warp.p_y, warp.cost)]
+        sums = np.zeros((len(warp.u), warp.kernels.size + 1))
+
+        def work(pair: int) -> None:
+            layout, state, images = warp.scratch()
+            first, second, u, p_x, p_y, cost = (field[pair] for field in found)
+            kernels.solve_pair_back(
+                *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
+                warp.ignore_outside, warp.last, *warp.grids, images, state, layout.plane, layout.stride,
+                *warp.scratch_back(),
+                u_a[pair], p_x_a[pair], p_y_a[pair], first[0], second[0], u, p_x, p_y, cost[0], sums[pair],
+            )  # fmt: skip
+
+        _for_each_pair(len(u_a), work)
+        fields = [torch.from_numpy(field) if field.size else None for field in found]
+        wanted = zip((*fields, *warp.unfold(sums.sum(0))), arguments[:11], ctx.needs_input_grad[:11], strict=True)
+        back = [
+            torch.as_tensor(value).to(argument).reshape(argument.shape) if needed else None
+            for value, argument, needed in wanted
+        ]
+        return *back, None, None, None
+
+
+class _Warp:
+    """The arguments of one warp as the kernels take them."""
+
+    def __init__(
+        self,
+        first: Tensor,
+        second: Tensor,
+        u: Tensor,
+        p_x: Tensor | None,
+        p_y: Tensor | None,
+        cost: Tensor | None,
+        gradient_kernels: Tensor,
+        divergence_kernels: Tensor,
+        tau: Number,
+        lambda_: Number,
+        theta: Number,
+        sampler: Sampler,
+        ignore_outside: bool,
+        last: bool,
+    ) -> None:
+        self.first, self.second, self.u = _array(first), _array(second), _array(u)
+        empty = np.empty((len(self.u), 1, 0, 0), np.float32)
+        self.cost = empty if cost is None else _array(cost)
+        self.p_x, self.p_y = (empty if p is None else _array(p) for p in (p_x, p_y))
+        step = float(tau) / float(theta)
+        self.step, self.theta, self.lambda_ = step, float(theta), float(lambda_)
+        self.limit = np.float32(float(lambda_) * float(theta))
+        self.epsilon = np.float32(step * step * EPSILON)
+        self.kernels = np.empty((len(gradient_kernels), 2, 8), np.float32)
+        self.kernels[:, 0] = _array(divergence_kernels).reshape(-1, 8) * np.float64(self.theta)
+        self.kernels[:, 1] = _array(gradient_kernels).reshape(-1, 8) * np.float64(step)
+        self.sampler = SAMPLER_NUMBERS[sampler]
+        self.ignore_outside, self.last = ignore_outside, last
+        height, width = self.u.shape[2:]
+        self.layout = _Layout(height, width)
+        not_last = np.ones(width, np.float32)
+        not_last[-1] = 0
+        # torch's linspace, whose last bits the authors' sampler depends on.
+        grid_x, grid_y = (torch.linspace(-1, 1, length).numpy() for length in (width, height))
+        self.grids = grid_x, grid_y, not_last
+
+    def fields(self, pair: int) -> tuple[kernels.Floats, ...]:
+        """first, second, u, p_x, p_y and cost of one pair."""
+        return (
+            *(frame[pair, 0] for frame in (self.first, self.second)),
+            self.u[pair],
+            self.p_x[pair],
+            self.p_y[pair],
+            self.cost[pair, 0],
+        )
+
+    def unfold(self, sums: kernels.Doubles) -> tuple[kernels.Doubles, kernels.Doubles, float, float, float]:
+        """Gradients of both kernels, tau, lambda and theta from those of what they were folded into."""
+        folded, limit = sums[:-1].reshape(-1, 2, 8), float(sums[-1])
+        divergence, gradient = folded[:, 0] * self.theta, folded[:, 1] * self.step
+        unfolded = self.kernels.astype(np.float64)
+        step = float((folded[:, 1] * unfolded[:, 1]).sum()) / self.step
+        theta = float((folded[:, 0] * unfolded[:, 0]).sum()) / self.theta
+        return (
+            gradient,
+            divergence,
+            step / self.theta,
+            limit * self.theta,
+            theta - step * self.step / self.theta + limit * self.lambda_,
+        )
+
+    def scratch_back(
+        self,
+    ) -> tuple[int, kernels.Floats, kernels.Floats, kernels.Floats, kernels.Floats, kernels.Floats]:
+        """Length of a segment; checkpoints, kept states, adjoint, three images and gradients of this thread."""
+        iterations, (height, width) = len(self.kernels), (self.layout.height, self.layout.width)
+        segment = math.isqrt(iterations - 1) + 1
+        changing = kernels.NUM_CHANGING
+        kept = self.layout.state("kept", (segment + 1) * changing).reshape(segment + 1, -1)
+        images = self.layout.state("images_back", 3)[: 3 * height * width].reshape(3, height, width)
+        return (
+            segment,
+            self.layout.state("checkpoints", -(-iterations // segment) * changing),
+            kept,
+            self.layout.state("adjoint"),
+            images,
+            self.layout.state("gradients", -(-segment * 6 // (height + 2))),
+        )
+
+    def scratch(self) -> tuple[_Layout, kernels.Floats, kernels.Floats]:
+        """Layout, state and three images of this thread."""
+        height, width = self.layout.height, self.layout.width
+        images = self.layout.state("images", 3)[: 3 * height * width].reshape(3, height, width)
+        return self.layout, self.layout.state(), images
+
+
+def _array(field: Tensor) -> kernels.Floats:
+    array: kernels.Floats = field.detach().contiguous().numpy()
+    return array
+
+
+def _needs_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _for_each_pair(count: int, work: Callable[[int], None]) -> None:
+    """Run ``work`` for each pair, on as many threads as torch may use."""
+    threads = torch.get_num_threads()
+    if min(threads, count) <= 1:
+        for pair in range(count):
+            work(pair)
+    else:
+        list(_pool(os.getpid(), threads).map(work, range(count)))
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """The threads of this process; those of its parent do not live on in it."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="tvnet-flow")
