@@ -161,6 +161,19 @@ def test_preparation_equals_the_reference(channels, sigma):
         assert (found - expected).abs().max() < 2e-4
 
 
+@pytest.mark.parametrize("sigma", ["authors", 0])
+def test_gradients_of_the_preparation_equal_the_reference(sigma):
+    frames = torch.randint(0, 200, (2, 3, 3, 20, 25)).float()
+    frames[:, 1] = 9  # one level
+    weights, found = torch.randn(2, 3, 1, 20, 25), []
+    for engine in (solver_cpu, operators):
+        leaves = [frame.clone().requires_grad_() for frame in frames]
+        torch.stack(engine.prepare(*leaves, sigma)).mul(weights).sum().backward()
+        found.append([leaf.grad for leaf in leaves])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
 def test_the_range_of_a_pair_is_that_of_both_frames():
     first, second = torch.full((2, 1, 1, 16, 16), 50.0)
     second[..., 3, 4] = 60

@@ -115,63 +115,59 @@ def _copy_row(n, source, target):
 
 
 @compiled
-def iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, first, stop, last, kept):
-    """Iterations ``first`` to ``stop`` of a state.
+def _update_u(state, plane, stride, o, n, limit, kernels, k):
+    """The ``n`` values of u from offset ``o`` on, by the kernels from ``k`` on."""
+    _u_row(
+        n, _at(state, o), _at(state, plane + o),
+        _at(state, P1X * plane + o), _at(state, P1Y * plane + o), _at(state, P1Y * plane + o - stride),
+        _at(state, P2X * plane + o), _at(state, P2Y * plane + o), _at(state, P2Y * plane + o - stride),
+        _at(state, GX * plane + o), _at(state, GY * plane + o), _at(state, INVERSE * plane + o),
+        _at(state, RHO * plane + o), limit, _at(kernels, k),
+    )  # fmt: skip
 
-    ``kernels`` is (iterations, 16), those of the divergence before those of the gradient, all folded. ``last``: no
-    update of p in the last of them. ``kept`` (stop - first + 1, NUM_CHANGING * plane) receives u and p after each
-    iteration, slot 1 first; it may be empty.
+
+@compiled
+def _update_p(state, plane, stride, o, n, not_last, below, kernels, k, epsilon):
+    """The ``n`` values of p from offset ``o`` on; ``below`` is 0 in the last row, else 1."""
+    for c in range(2):
+        g = k + 8 + 4 * c
+        _p_row(
+            n, _at(state, (P1X + 2 * c) * plane + o), _at(state, (P1Y + 2 * c) * plane + o),
+            _at(state, c * plane + o), _at(state, c * plane + o + stride), _at(state, EDGE * plane + o), not_last,
+            kernels[g], kernels[g + 1], kernels[g + 2] * below, kernels[g + 3] * below, epsilon,
+        )  # fmt: skip
+
+
+@compiled
+def iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, first, stop, last):
+    """Iterations ``first`` to ``stop`` of a state; with ``last`` the last of them does not update p.
+
+    ``kernels`` is (iterations * 16): for each iteration those of the divergence, then those of the gradient, folded.
     """
     strip = width if width <= STRIP + STRIP // 2 else STRIP
-    depth = max(4, CACHE_BYTES // (4 * NUM_PLANES * strip))
-    depth = (stop - first + (stop - first + depth - 1) // depth - 1) // ((stop - first + depth - 1) // depth)
-    keep = kept.shape[0] > 0
+    chunks = -(-(stop - first) // max(4, CACHE_BYTES // (4 * NUM_PLANES * strip)))
+    depth = -(-(stop - first) // chunks)  # iterations that follow each other
     for start in range(first, stop, depth):
         count = min(depth, stop - start)
         left = 0
         while left - count < width:
-            right = left + strip if strip < width else width + count + 1
+            right = left + strip if strip < width else width + count
             for step in range(height + count):
                 for j in range(count):
                     k = (start + j) * 16
-                    # Row ``step - j`` of u, then the row above it of p.
-                    begin, end = max(0, left - j), min(width, right - j)
                     y = step - j
-                    o = (y + 1) * stride + PAD + begin
+                    begin, end = max(0, left - j), min(width, right - j)
                     if 0 <= y < height and begin < end:
-                        _u_row(
-                            end - begin, _at(state, o), _at(state, plane + o),
-                            _at(state, P1X * plane + o),
-                            _at(state, P1Y * plane + o), _at(state, P1Y * plane + o - stride),
-                            _at(state, P2X * plane + o),
-                            _at(state, P2Y * plane + o), _at(state, P2Y * plane + o - stride),
-                            _at(state, GX * plane + o), _at(state, GY * plane + o),
-                            _at(state, INVERSE * plane + o), _at(state, RHO * plane + o),
-                            limit, _at(kernels, k),
-                        )  # fmt: skip
-                        if keep:
-                            slot = (start + j - first + 1) * NUM_CHANGING * plane
-                            for c in range(2):
-                                _copy_row(end - begin, _at(state, c * plane + o), _at(kept, slot + c * plane + o))
-                    begin, end = max(0, left - j - 1), min(width, right - j - 1)
+                        o = (y + 1) * stride + PAD + begin
+                        _update_u(state, plane, stride, o, end - begin, limit, kernels, k)
                     y -= 1
-                    o = (y + 1) * stride + PAD + begin
+                    begin, end = max(0, left - j - 1), min(width, right - j - 1)
                     if 0 <= y < height and begin < end and not (last and start + j == stop - 1):
+                        o = (y + 1) * stride + PAD + begin
                         below = ONE if y < height - 1 else ZERO
-                        for c in range(2):
-                            g = k + 8 + 4 * c
-                            _p_row(
-                                end - begin,
-                                _at(state, (P1X + 2 * c) * plane + o), _at(state, (P1Y + 2 * c) * plane + o),
-                                _at(state, c * plane + o), _at(state, c * plane + o + stride),
-                                _at(state, EDGE * plane + o), _at(not_last, begin),
-                                kernels[g], kernels[g + 1], kernels[g + 2] * below, kernels[g + 3] * below, epsilon,
-                            )  # fmt: skip
-                        if keep:
-                            slot = (start + j - first + 1) * NUM_CHANGING * plane
-                            for c in range(P1X, P2Y + 1):
-                                _copy_row(end - begin, _at(state, c * plane + o), _at(kept, slot + c * plane + o))
-            left += strip if strip < width else width + count
+                        n = end - begin
+                        _update_p(state, plane, stride, o, n, _at(not_last, begin), below, kernels, k, epsilon)
+            left = right
 
 
 @compiled
@@ -382,8 +378,7 @@ def solve_pair(
     """
     height, width = first.shape
     begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
-    kept = np.empty((0, 0), np.float32)
-    iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, 0, kernels.size // 16, last, kept)
+    iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, 0, kernels.size // 16, last)
     for c in range(2):
         store(state, c * plane, stride, new_u[c])
         if new_p_x.size:
@@ -704,55 +699,70 @@ def _data_row_adjoint(n, u1_a, u2_a, u1, u2, gx, gy, inverse, rho, limit, gx_a, 
 
 
 @compiled
-def iterate_back(
-    state,
-    kept,
-    adjoint,
-    gradients,
-    plane,
-    stride,
-    height,
-    width,
-    kernels,
-    limit,
-    epsilon,
-    not_last,
-    first,
-    stop,
-    last,
-    sums,
-):
-    """The adjoint of iterations ``stop - 1`` down to ``first``, which follow each other with two rows of lag.
+def _keep(state, plane, o, n, planes, first_plane, ring, slot, rows, stride, y):
+    """Copy row ``y`` of some planes, with a column left and right of it, into a slot of the ring."""
+    for c in range(first_plane, first_plane + planes):
+        target = ((slot * NUM_CHANGING + c) * rows + y % rows) * stride + PAD
+        _copy_row(n + 2, _at(state, c * plane + o - 1), _at(ring, target - 1))
 
-    ``kept`` is what ``iterate`` left, with the state before ``first`` in slot 0. ``gradients`` is scratch of
-    (stop - first) * 6 * stride floats. ``sums`` (iterations * 16 + 1) gains the gradients of the folded kernels and of
-    the limit.
+
+@compiled
+def iterate_back(
+    state, ring, rows, adjoint, gradients, plane, stride, height, width, kernels, limit, epsilon, not_last, first, stop,
+    last, sums,
+):  # fmt: skip
+    """Iterations ``first`` to ``stop`` of a state, and behind them their adjoint, from the last one to the first.
+
+    Forward each iteration follows the one before it with one row of lag, backward with two. So of u and p before and
+    after each iteration no more than the last ``rows`` rows are needed: ``ring`` is (iterations + 1, NUM_CHANGING,
+    rows, stride). ``gradients`` is scratch of (stop - first) * 6 * stride floats. ``sums`` (iterations * 16 + 1) gains
+    the gradients of the folded kernels and of the limit.
     """
     count = stop - first
     gradients[: count * 6 * stride] = ZERO
-    for step in range(height + 2 * (count - 1)):
+    zeros = _at(state, P1Y * plane + PAD)  # the row above p
+    for step in range(height + 3 * count):
+        for j in range(count):
+            k = (first + j) * 16
+            y = step - j
+            if 0 <= y < height:
+                o = (y + 1) * stride + PAD
+                if j == 0:
+                    _keep(state, plane, o, width, NUM_CHANGING, U1, ring, 0, rows, stride, y)
+                _update_u(state, plane, stride, o, width, limit, kernels, k)
+                _keep(state, plane, o, width, 2, U1, ring, j + 1, rows, stride, y)
+            y -= 1
+            if 0 <= y < height and not (last and first + j == stop - 1):
+                o = (y + 1) * stride + PAD
+                below = ONE if y < height - 1 else ZERO
+                _update_p(state, plane, stride, o, width, _at(not_last, 0), below, kernels, k, epsilon)
+                _keep(state, plane, o, width, 4, P1X, ring, j + 1, rows, stride, y)
         for i in range(count):
-            y = step - 2 * i
+            y = step - count - 2 * i
             if not 0 <= y < height:
                 continue
-            j = stop - 1 - i
-            k = j * 16
+            j = count - 1 - i
+            k = (first + j) * 16
             o = (y + 1) * stride + PAD
-            before = (j - first) * NUM_CHANGING * plane + o
-            after = before + NUM_CHANGING * plane
+            size = rows * stride
+            before = j * NUM_CHANGING * size + (y % rows) * stride + PAD
+            before_above = j * NUM_CHANGING * size + ((y - 1) % rows) * stride + PAD
+            after = before + NUM_CHANGING * size
+            after_below = (j + 1) * NUM_CHANGING * size + ((y + 1) % rows) * stride + PAD
             below = ONE if y < height - 1 else ZERO
             for c in range(2):
-                px, py = (P1X + 2 * c) * plane, (P1Y + 2 * c) * plane
-                if not (last and j == stop - 1):
+                px, py = P1X + 2 * c, P1Y + 2 * c
+                if not (last and first + j == stop - 1):
                     # Rows of the adjoint of the gradient: along x, and along y by turns, for the last one is read too.
                     row = (i * 6 + 3 * c) * stride + PAD
                     along_x, along_y, above = row, row + (1 + y % 2) * stride, row + (2 - y % 2) * stride
                     g = k + 8 + 4 * c
                     _p_row_adjoint(
-                        width, _at(adjoint, px + o), _at(adjoint, py + o), _at(kept, after + px), _at(kept, after + py),
-                        _at(kept, after + c * plane), _at(kept, after + c * plane + stride),
-                        _at(state, EDGE * plane + o),
-                        _at(not_last, 0), kernels[g], kernels[g + 1], kernels[g + 2], kernels[g + 3], below, epsilon,
+                        width, _at(adjoint, px * plane + o), _at(adjoint, py * plane + o),
+                        _at(ring, after + px * size), _at(ring, after + py * size),
+                        _at(ring, after + c * size), _at(ring, after_below + c * size),
+                        _at(state, EDGE * plane + o), _at(not_last, 0),
+                        kernels[g], kernels[g + 1], kernels[g + 2], kernels[g + 3], below, epsilon,
                         _at(gradients, along_x), _at(gradients, along_y), _at(adjoint, EDGE * plane + o), _at(sums, g),
                     )  # fmt: skip
                     _gradient_row_adjoint(
@@ -760,14 +770,15 @@ def iterate_back(
                         _at(gradients, above), kernels[g], kernels[g + 1], kernels[g + 2], kernels[g + 3],
                     )  # fmt: skip
                 d = k + 4 * c
+                py_above = _at(ring, before_above + py * size) if y > 0 else zeros
                 _divergence_row_adjoint(
-                    width, _at(adjoint, c * plane + o), _at(adjoint, px + o), _at(adjoint, py + o),
-                    _at(adjoint, py + o - stride), _at(kept, before + px), _at(kept, before + py),
-                    _at(kept, before + py - stride), _at(not_last, 0),
+                    width, _at(adjoint, c * plane + o), _at(adjoint, px * plane + o), _at(adjoint, py * plane + o),
+                    _at(adjoint, py * plane + o - stride), _at(ring, before + px * size), _at(ring, before + py * size),
+                    py_above, _at(not_last, 0),
                     kernels[d], kernels[d + 1], kernels[d + 2], kernels[d + 3], below, _at(sums, d),
                 )  # fmt: skip
             _data_row_adjoint(
-                width, _at(adjoint, o), _at(adjoint, plane + o), _at(kept, before), _at(kept, before + plane),
+                width, _at(adjoint, o), _at(adjoint, plane + o), _at(ring, before), _at(ring, before + size),
                 _at(state, GX * plane + o), _at(state, GY * plane + o), _at(state, INVERSE * plane + o),
                 _at(state, RHO * plane + o), limit, _at(adjoint, GX * plane + o), _at(adjoint, GY * plane + o),
                 _at(adjoint, INVERSE * plane + o), _at(adjoint, RHO * plane + o), _at(sums, sums.size - 1),
@@ -881,29 +892,23 @@ def _read_bicubic_back(second, u, warped_a, adjoint, plane, stride, second_a):
 @compiled
 def solve_pair_back(
     first, second, u, p_x, p_y, cost, kernels, limit, epsilon, sampler, ignore_outside, last,
-    grid_x, grid_y, not_last, images, state, plane, stride, segment,
-    checkpoints, kept, adjoint, images_a, gradients, u_a, p_x_a, p_y_a,
-    first_a, second_a, u_in_a, p_x_in_a, p_y_in_a, cost_a, sums,
+    grid_x, grid_y, not_last, images, state, plane, stride, segment, checkpoints, ring, rows, adjoint, images_a,
+    gradients, u_a, p_x_a, p_y_a, first_a, second_a, u_in_a, p_x_in_a, p_y_in_a, cost_a, sums,
 ):  # fmt: skip
     """The adjoint of ``solve_pair``: what comes in is ``u_a``, ``p_x_a`` and ``p_y_a``.
 
-    The forward way is gone again, in segments: the state before each of them is held in ``checkpoints``, the states
-    inside one of them in ``kept``.
+    The forward way is gone again, in segments: the state before each of them is held in ``checkpoints``.
     """
     height, width = first.shape
     num_iterations = kernels.size // 16
     block = NUM_CHANGING * plane
     begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
-    clear_borders(kept.reshape(-1), plane, stride, height, width, (segment + 1) * NUM_CHANGING)
-    nothing = np.empty((0, 0), np.float32)
     starts = range(0, num_iterations, segment)
     for number, start in enumerate(starts):
         checkpoints[number * block : (number + 1) * block] = state[:block]
         if start + segment < num_iterations:
-            iterate(
-                state, plane, stride, height, width, kernels, limit, epsilon, not_last, start, start + segment, False,
-                nothing,
-            )  # fmt: skip
+            stop = start + segment
+            iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, start, stop, False)
     adjoint[:] = ZERO
     for c in range(2):
         load(u_a[c], adjoint, c * plane, stride)
@@ -912,13 +917,11 @@ def solve_pair_back(
             load(p_y_a[c], adjoint, (P1Y + 2 * c) * plane, stride)
     for number in range(len(starts) - 1, -1, -1):
         start, stop = number * segment, min((number + 1) * segment, num_iterations)
-        ending = last and stop == num_iterations
-        state[:block] = checkpoints[number * block : (number + 1) * block]
-        kept[0] = state[:block]
-        iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, start, stop, ending, kept)
+        if stop < num_iterations:  # the last segment lies in the state as it is
+            state[:block] = checkpoints[number * block : (number + 1) * block]
         iterate_back(
-            state, kept.reshape(-1), adjoint, gradients, plane, stride, height, width, kernels, limit, epsilon,
-            not_last, start, stop, ending, sums,
+            state, ring, rows, adjoint, gradients, plane, stride, height, width, kernels, limit, epsilon, not_last,
+            start, stop, last and stop == num_iterations, sums,
         )  # fmt: skip
     linearise_back(
         second, u, grid_x, grid_y, sampler, images, images_a, state, adjoint, plane, stride, first_a, second_a

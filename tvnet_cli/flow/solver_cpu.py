@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from tvnet_cli.flow.operators import EPSILON, DualField, Number
 from tvnet_cli.options import Presmoothing, Sampler
 
 SAMPLER_NUMBERS = {"authors": kernels.AUTHORS, "exact": kernels.EXACT, "bicubic": kernels.BICUBIC}
+
+SEGMENT = 8  # iterations that the adjoint goes back at once: more need a longer ring, fewer more checkpoints
 
 _scratch = threading.local()
 
@@ -42,9 +43,17 @@ class _Layout:
         """Floats in a plane; not a multiple of 4096 bytes, since pixels at such distances evict each other."""
         return -(-(self.height + 2) * self.stride // 1024) * 1024 + 80
 
-    def state(self, name: str = "state", planes: int = kernels.NUM_PLANES) -> kernels.Floats:
+    def state(self, name: str = "state") -> kernels.Floats:
+        """The planes of a state, in memory of this thread."""
+        return self.floats(name, kernels.NUM_PLANES * self.plane)
+
+    def margins(self) -> kernels.Floats:
+        """A picture with two pixels more on each side, in memory of this thread."""
+        return self.floats("margins", (self.height + 4) * (self.width + 4))
+
+    @staticmethod
+    def floats(name: str, size: int) -> kernels.Floats:
         """Memory of this thread, with whatever the last one who used it left there."""
-        size = planes * self.plane
         held: kernels.Floats | None = getattr(_scratch, name, None)
         if held is None or held.size < size:
             held = np.zeros(size, np.float32)
@@ -53,26 +62,68 @@ class _Layout:
 
 
 def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
-    """As ``operators.prepare``; fused for the authors' filter and none, where nothing asks for gradients."""
-    if _needs_gradients(first, second) or (sigma != "authors" and sigma):
+    """As ``operators.prepare``; fused for the authors' filter and for none."""
+    if sigma not in ("authors", 0):
         return operators.prepare(first, second, sigma)
-    frames = [frame.detach().contiguous().numpy() for frame in (first, second)]
-    batch, _, height, width = frames[0].shape
-    prepared = [np.empty((batch, 1, height, width), np.float32) for _ in frames]
-    taps = np.array(list(operators.GAUSSIAN_TAPS.values()) if sigma == "authors" else [], np.float32)
+    prepared: tuple[Tensor, Tensor] = _Prepare.apply(first, second, sigma)  # type: ignore[no-untyped-call]
+    return prepared
 
-    def work(pair: int) -> None:
-        layout = _Layout(height, width)
-        levels = layout.state("images", 3)[: 2 * height * width].reshape(2, height, width)
-        padded = layout.state()[: (height + 4) * (width + 4)]
-        for level, frame in zip(levels, frames, strict=True):
-            kernels.grey(frame[pair], level)
-        lowest, highest = kernels.extremes(levels.reshape(2 * height, width))
-        for level, out in zip(levels, prepared, strict=True):
-            kernels.stretch_and_blur(level, lowest, highest, taps, padded, out[pair, 0])
 
-    _for_each_pair(batch, work)
-    return torch.from_numpy(prepared[0]), torch.from_numpy(prepared[1])
+class _Prepare(torch.autograd.Function):
+    """Grey levels, stretched and smoothed; keeps the frames alone for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
+        frames = _array(first), _array(second)
+        batch, _, height, width = first.shape
+        prepared = np.empty((2, batch, 1, height, width), np.float32)
+        layout, taps = _Layout(height, width), _taps(sigma)
+
+        def work(pair: int) -> None:
+            levels = layout.floats("images", 2 * height * width).reshape(2, height, width)
+            for level, frame in zip(levels, frames, strict=True):
+                kernels.grey(frame[pair], level)
+            lowest, highest = kernels.extremes(levels.reshape(2 * height, width))
+            for level, out in zip(levels, prepared[:, pair, 0], strict=True):
+                kernels.stretch_and_blur(level, lowest, highest, taps, layout.margins(), out)
+
+        _for_each_pair(batch, work)
+        ctx.save_for_backward(first, second)
+        ctx.sigma = sigma
+        return torch.from_numpy(prepared[0]), torch.from_numpy(prepared[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        frames = ctx.saved_tensors
+        arrays = [_array(gradient) for gradient in gradients]
+        layout, taps = _Layout(*frames[0].shape[2:]), _taps(ctx.sigma)
+        blurred = [np.empty_like(array) for array in arrays]
+        back = [torch.empty_like(frame) for frame in frames]
+
+        def work(pair: int) -> None:
+            for array, out in zip(arrays, blurred, strict=True):
+                # The filter is symmetric, so it is its own adjoint; a range of 0 to 255 stays as it is.
+                kernels.stretch_and_blur(
+                    array[pair, 0], np.float32(0), np.float32(255), taps, layout.margins(), out[pair, 0]
+                )
+
+        _for_each_pair(len(arrays[0]), work)
+        for pair in range(len(back[0])):  # one by one, for the memory
+            with torch.enable_grad():
+                leaves = [frame[pair : pair + 1].detach().requires_grad_() for frame in frames]
+                stretched = operators.stretch_range(*map(operators.grey, leaves))
+                parts = torch.autograd.grad(
+                    stretched, leaves, [torch.from_numpy(out[pair : pair + 1]) for out in blurred]
+                )
+            for whole, part in zip(back, parts, strict=True):
+                whole[pair : pair + 1] = part
+        return *back, None
+
+
+def _taps(sigma: Presmoothing) -> kernels.Floats:
+    """Of the authors' filter by distance; none where there is no filter."""
+    return np.array(list(operators.GAUSSIAN_TAPS.values()) if sigma == "authors" else [], np.float32)
 
 
 def median_filter(field: Tensor, size: int) -> Tensor:
@@ -85,7 +136,7 @@ def median_filter(field: Tensor, size: int) -> Tensor:
 
     def work(number: int) -> None:
         layout = _Layout(height, width)
-        padded, rows = layout.state()[: (height + 4) * (width + 4)], layout.state("images", 3)[: 5 * (width + 4)]
+        padded, rows = layout.margins(), layout.floats("images", 5 * (width + 4))
         for channel in range(channels):
             kernels.median5(fields[number, channel], padded, rows, filtered[number, channel])
 
@@ -250,26 +301,25 @@ class _Warp:
 
     def scratch_back(
         self,
-    ) -> tuple[int, kernels.Floats, kernels.Floats, kernels.Floats, kernels.Floats, kernels.Floats]:
-        """Length of a segment; checkpoints, kept states, adjoint, three images and gradients of this thread."""
+    ) -> tuple[int, kernels.Floats, kernels.Floats, int, kernels.Floats, kernels.Floats, kernels.Floats]:
+        """Iterations in a segment; of this thread checkpoints, ring and its rows, adjoint, three images, gradients."""
         iterations, (height, width) = len(self.kernels), (self.layout.height, self.layout.width)
-        segment = math.isqrt(iterations - 1) + 1
-        changing = kernels.NUM_CHANGING
-        kept = self.layout.state("kept", (segment + 1) * changing).reshape(segment + 1, -1)
-        images = self.layout.state("images_back", 3)[: 3 * height * width].reshape(3, height, width)
+        segment, rows = min(SEGMENT, iterations), 3 * SEGMENT + 2
+        images = self.layout.floats("images_back", 3 * height * width).reshape(3, height, width)
         return (
             segment,
-            self.layout.state("checkpoints", -(-iterations // segment) * changing),
-            kept,
+            self.layout.floats("checkpoints", -(-iterations // segment) * kernels.NUM_CHANGING * self.layout.plane),
+            self.layout.floats("ring", (segment + 1) * kernels.NUM_CHANGING * rows * self.layout.stride),
+            rows,
             self.layout.state("adjoint"),
             images,
-            self.layout.state("gradients", -(-segment * 6 // (height + 2))),
+            self.layout.floats("gradients", segment * 6 * self.layout.stride),
         )
 
     def scratch(self) -> tuple[_Layout, kernels.Floats, kernels.Floats]:
         """Layout, state and three images of this thread."""
         height, width = self.layout.height, self.layout.width
-        images = self.layout.state("images", 3)[: 3 * height * width].reshape(3, height, width)
+        images = self.layout.floats("images", 3 * height * width).reshape(3, height, width)
         return self.layout, self.layout.state(), images
 
 
