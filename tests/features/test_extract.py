@@ -167,6 +167,19 @@ def test_going_on_with_other_streams_is_refused_before_any_work(tmp_path, films)
         run(films, tmp_path / "f.h5", "flow", "rgb")
 
 
+def test_bfloat16_is_another_recipe_and_gives_nearly_the_same_features(tmp_path, films):
+    run(films / "b.mkv", tmp_path / "f.h5")
+    found = find_videos([films / "b.mkv"])
+    options = ExtractOptions(num_clips=6, dtype="bfloat16")
+    with pytest.raises(FeatureFileError, match=r'options\.dtype was "float32", now "bfloat16"'):
+        next(extract_features(found, tmp_path / "f.h5", models(), options=options))
+    list(extract_features(found, tmp_path / "half.h5", models(), options=options))
+    full, half = content(tmp_path / "f.h5"), content(tmp_path / "half.h5")
+    for layer in FLOW_LAYERS:
+        assert half[f"flow/{layer}"].dtype == np.float32
+        assert 1e-4 < np.linalg.norm(half[f"flow/{layer}"] - full[f"flow/{layer}"]) < 2e-2
+
+
 def test_a_device_that_is_not_there_is_an_error():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -179,7 +192,13 @@ def test_a_device_that_is_not_there_is_an_error():
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path, films):
-    for wrong in ({"streams": ("sound",)}, {"num_clips": 0}, {"clip_length": 1}, {"crop_size": 300}):
+    for wrong in (
+        {"streams": ("sound",)},
+        {"num_clips": 0},
+        {"clip_length": 1},
+        {"crop_size": 300},
+        {"dtype": "float16"},
+    ):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))[:3].strip("(")):
             ExtractOptions(**wrong)
     options = ExtractOptions(streams=("rgb",))
