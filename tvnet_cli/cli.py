@@ -92,11 +92,11 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
+    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda} or what fits]".format(
+        **DEFAULT_BATCH_SIZE
+    ),
 )
-@click.option(
-    "-j", "--jobs", type=click.IntRange(1), default=DEFAULT_JOBS, show_default=True, help="Videos decoded at once."
-)
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -111,7 +111,7 @@ def features(
     dtype: DType,
     device: str,
     batch_size: int | None,
-    jobs: int,
+    jobs: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
