@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -36,9 +37,8 @@ def features(*arguments: object, **more: object) -> Result:
 def two_clips(monkeypatch):
     """Two clips a video in place of 25, for tests of everything else."""
 
-    def fewer(videos, output, models, **arguments):
-        options = ExtractOptions(streams=tuple(models), num_clips=2)
-        return extract_features(videos, output, models, options=options, **arguments)
+    def fewer(*arguments, options: ExtractOptions, **more):
+        return extract_features(*arguments, options=dataclasses.replace(options, num_clips=2), **more)
 
     monkeypatch.setattr(extract, "extract_features", fewer)
 

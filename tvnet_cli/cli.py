@@ -22,6 +22,7 @@ from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_JOBS,
     DEFAULT_PRESET,
+    DTYPES,
     EVAL_PRESETS,
     FLOW_FORMATS,
     NEGATIVES,
@@ -31,6 +32,7 @@ from tvnet_cli.options import (
     SCALES,
     SOLVERS,
     STREAMS,
+    DType,
     EvalOptions,
     ExtractOptions,
     FieldOptions,
@@ -79,15 +81,22 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-o", "--output", type=PATH, default="features.h5", show_default=True, help="The HDF5 feature file.")
 @click.option("--weights", multiple=True, help="Shipped weights, a .safetensors file, or 'untrained'; one a stream.")
 @click.option("--streams", default=",".join(ExtractOptions.streams), show_default=True, help="flow, rgb or flow,rgb.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=ExtractOptions.dtype,
+    show_default=True,
+    help="What the networks compute in; bfloat16 is for machines with instructions for it.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
+    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda} or what fits]".format(
+        **DEFAULT_BATCH_SIZE
+    ),
 )
-@click.option(
-    "-j", "--jobs", type=click.IntRange(1), default=DEFAULT_JOBS, show_default=True, help="Videos decoded at once."
-)
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -99,9 +108,10 @@ def features(
     output: Path,
     weights: tuple[str, ...],
     streams: str,
+    dtype: DType,
     device: str,
     batch_size: int | None,
-    jobs: int,
+    jobs: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -116,7 +126,7 @@ def features(
     paths += tuple(_listed_paths(from_file)) if from_file else ()
     if not paths:
         raise click.UsageError("give folders or video files, or --from-file LIST")
-    wanted = _parse_streams(streams)
+    options = ExtractOptions(streams=_parse_streams(streams), dtype=dtype)
 
     videos = find_videos(paths)
 
@@ -127,13 +137,20 @@ def features(
     from tvnet_cli.progress import VideoProgress
 
     chosen = choose_device(device)
-    models = load_models(weights, wanted)
+    models = load_models(weights, options.streams)
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress:
         for model in models.values():
             progress.announce(model, chosen)
         results = extract_features(
-            videos, output, models, device=chosen, batch_size=batch_size, jobs=jobs, overwrite=overwrite
+            videos,
+            output,
+            models,
+            device=chosen,
+            batch_size=batch_size,
+            jobs=jobs,
+            overwrite=overwrite,
+            options=options,
         )
         try:
             with closing(results):

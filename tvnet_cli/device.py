@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -41,6 +43,22 @@ def leave_a_core() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - 1)))
+
+
+@contextmanager
+def thread_pool(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch computes alone; at the end, work that has not begun is dropped.
+
+    For many pieces of work that do not depend on each other: then no core waits for another, which torch's own
+    threads do after each operation, and results depend on no number of threads.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # each of them set it for all threads to come
 
 
 def true_float32() -> AbstractContextManager[None]:

@@ -14,13 +14,15 @@ Sampler = Literal["authors", "exact", "bicubic"]
 Presmoothing = float | Literal["authors"]
 Stream = Literal["flow", "rgb"]
 FlowSolver = Literal["auto", "torch", "numba", "triton"]
+DType = Literal["float32", "bfloat16"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
 FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
+DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
-DEFAULT_JOBS = 2  # videos decoded at once, ahead of flow and network
+DEFAULT_JOBS = 2  # threads of tvnet aslan-eval
 DEFAULT_PRESET = "tvnet-50"
 MAX_SMOOTHING = 10  # pixels
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
@@ -148,6 +150,8 @@ class ExtractOptions:
         The short side of each frame is resized to this, keeping the ratio of the stored picture.
     crop_size : int, pixels
         Side of the centre crop that the solver and the networks see.
+    dtype : {"float32", "bfloat16"}
+        What the networks compute in; flow is always float32.
     """
 
     streams: tuple[Stream, ...] = ("flow",)
@@ -155,6 +159,7 @@ class ExtractOptions:
     clip_length: int = 6
     short_side: int = 256
     crop_size: int = 224
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         if not self.streams or not set(self.streams) <= set(STREAMS):
@@ -163,6 +168,8 @@ class ExtractOptions:
             raise ValueError(f"{self.num_clips} clips of {self.clip_length} frames: at least 1 of 2 are needed")
         if not 0 < self.crop_size <= self.short_side:
             raise ValueError(f"a crop of {self.crop_size} pixels does not fit a short side of {self.short_side}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

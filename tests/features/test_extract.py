@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -16,7 +19,7 @@ from tvnet_cli.features import extract
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.network.weights import load_models
 from tvnet_cli.options import ExtractOptions
-from tvnet_cli.video.decode import read_clips
+from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import find_videos
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -91,10 +94,22 @@ def test_features_equal_each_step_done_by_hand(tmp_path):
     assert shapes["frame_index"] == shapes["pts_seconds"] == (25, 6)
 
 
-def test_features_do_not_depend_on_batch_size_jobs_or_neighbours(tmp_path, films):
+@pytest.fixture
+def three_threads():
+    """Torch with three threads, however many cores there are; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_features_do_not_depend_on_batch_size_jobs_threads_or_neighbours(tmp_path, films):
+    torch.set_num_threads(1)
     run(films, tmp_path / "0.h5", "flow", "rgb", batch_size=1, jobs=1)
     reference = content(tmp_path / "0.h5")
     for number, (batch_size, jobs) in enumerate([(1, 1), (4, 3), (25, 8)], 1):
+        torch.set_num_threads(number)
         run(films, tmp_path / f"{number}.h5", "flow", "rgb", batch_size=batch_size, jobs=jobs)
         found = content(tmp_path / f"{number}.h5")
         assert found.keys() == reference.keys()
@@ -153,18 +168,106 @@ def test_a_run_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path, films):
     running = extract_features(find_videos([films]), tmp_path / "f.h5", models(), options=SMALL)
     assert next(running).video_id == "a.mp4"
     running.close()
-    assert content(tmp_path / "f.h5")["video_id"].tolist() == [b"a.mp4"]
+    kept = [video_id.decode() for video_id in content(tmp_path / "f.h5")["video_id"]]
+    assert "a.mp4" in kept
+    assert not (tmp_path / "f.h5.parts").exists()
     results = run(films, tmp_path / "f.h5")
-    assert [result.status for result in results] == ["skipped", "done", "done"]
+    assert [result.video_id for result in results if result.status == "skipped"] == kept
+    assert sum(result.status == "done" for result in results) == 3 - len(kept)
     run(films, tmp_path / "whole.h5")
     whole, resumed = content(tmp_path / "whole.h5"), content(tmp_path / "f.h5")
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_error_in_the_network_ends_the_run_and_loses_no_finished_video(tmp_path, films, monkeypatch):
+    finished = threading.Event()
+    compute = extract.video_features
+
+    def broken_for_the_first(clips: VideoClips, *arguments: object):
+        if clips.num_frames != 40:
+            features = compute(clips, *arguments)
+            finished.set()
+            return features
+        finished.wait(60)
+        raise MemoryError("no memory for the network")
+
+    monkeypatch.setattr(extract, "video_features", broken_for_the_first)
+    with pytest.raises(MemoryError, match="no memory"):
+        run(films, tmp_path / "f.h5", jobs=2)
+    kept = content(tmp_path / "f.h5")["video_id"].tolist()
+    assert b"b.mkv" in kept
+    assert b"a.mp4" not in kept
+    assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
+
+
+def test_as_many_videos_are_in_memory_as_are_at_work(tmp_path, films, monkeypatch):
+    count = threading.Lock()
+    in_memory, most = set(), []
+
+    def counted(path: Path, *arguments: int) -> VideoClips:
+        clips = read_clips(path, *arguments)
+        with count:
+            in_memory.add(path)
+            most.append(len(in_memory))
+        weakref.finalize(clips, in_memory.discard, path)
+        return clips
+
+    monkeypatch.setattr(extract, "read_clips", counted)
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(9):
+        (many / f"{number}.mkv").write_bytes((films / "b.mkv").read_bytes())
+    options = ExtractOptions(num_clips=1)
+    results = list(extract_features(find_videos([many]), tmp_path / "f.h5", models(), options=options, jobs=3))
+    assert [result.video_id for result in results] == [f"{number}.mkv" for number in range(9)]
+    assert len(most) == 9
+    assert max(most) in (2, 3)
+    assert not in_memory
+
+
+def test_by_default_each_core_has_a_pass_while_one_more_video_is_read():
+    for cores in (1, 2, 5, 16, 64):
+        computed = extract._default_jobs(torch.device("cpu"), cores, num_clips=25) - 1
+        assert 5 * computed >= cores
+        assert 5 * (computed - 1) <= cores
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_torch_computes_in_one_thread_a_pass_and_has_its_threads_again_behind(tmp_path, films, monkeypatch):
+    threads, passes = set(), []
+    compute = extract._pass_layers
+
+    def watched(*arguments: object):
+        threads.add(threading.current_thread())
+        passes.append(torch.get_num_threads())
+        return compute(*arguments)
+
+    monkeypatch.setattr(extract, "_pass_layers", watched)
+    run(films, tmp_path / "f.h5")
+    assert passes == [1] * 6  # two for each of three films
+    assert 2 <= len(threads) <= 3
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(torch.get_num_threads).result() == 3
 
 
 def test_going_on_with_other_streams_is_refused_before_any_work(tmp_path, films):
     run(films / "b.mkv", tmp_path / "f.h5", "flow")
     with pytest.raises(FeatureFileError, match=r"options\.streams"):
         run(films, tmp_path / "f.h5", "flow", "rgb")
+
+
+def test_bfloat16_is_another_recipe_and_gives_nearly_the_same_features(tmp_path, films):
+    run(films / "b.mkv", tmp_path / "f.h5")
+    found = find_videos([films / "b.mkv"])
+    options = ExtractOptions(num_clips=6, dtype="bfloat16")
+    with pytest.raises(FeatureFileError, match=r'options\.dtype was "float32", now "bfloat16"'):
+        next(extract_features(found, tmp_path / "f.h5", models(), options=options))
+    list(extract_features(found, tmp_path / "half.h5", models(), options=options))
+    full, half = content(tmp_path / "f.h5"), content(tmp_path / "half.h5")
+    for layer in FLOW_LAYERS:
+        assert half[f"flow/{layer}"].dtype == np.float32
+        assert 1e-4 < np.linalg.norm(half[f"flow/{layer}"] - full[f"flow/{layer}"]) < 2e-2
 
 
 def test_a_device_that_is_not_there_is_an_error():
@@ -179,7 +282,13 @@ def test_a_device_that_is_not_there_is_an_error():
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path, films):
-    for wrong in ({"streams": ("sound",)}, {"num_clips": 0}, {"clip_length": 1}, {"crop_size": 300}):
+    for wrong in (
+        {"streams": ("sound",)},
+        {"num_clips": 0},
+        {"clip_length": 1},
+        {"crop_size": 300},
+        {"dtype": "float16"},
+    ):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))[:3].strip("(")):
             ExtractOptions(**wrong)
     options = ExtractOptions(streams=("rgb",))

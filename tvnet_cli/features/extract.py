@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tvnet_cli.device import true_float32
+from tvnet_cli.device import thread_pool, true_float32
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.store import FeatureStore
+from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
 from tvnet_cli.network.weights import FlowInput, RGBInput, StreamModel
-from tvnet_cli.options import DEFAULT_BATCH_SIZE, DEFAULT_JOBS, ExtractOptions, Stream, as_dict
+from tvnet_cli.options import DEFAULT_BATCH_SIZE, DType, ExtractOptions, Stream, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import Video
 
-# Clips in one pass of the network. Fixed, because the rounding of a convolution depends on the size of the batch:
-# so features do not depend on --batch-size. Measured on a CPU: faster than 25, with 170 MB less.
-NETWORK_BATCH = 5
+# Clips in one pass of the network, one piece of work. Fixed, because the rounding of a convolution depends on the size
+# of the batch: so features do not depend on --batch-size. Of 1, 2, 3, 5, 8, 13 and 25, on a CPU, 5 is the fastest.
+NETWORK_BATCH = {"cpu": 5, "cuda": 25}
+GPU_BYTES_PER_CLIP = 100e6  # twice what flow of 5 pairs takes in torch; two passes are on their way at once
 
 Models = dict[Stream, StreamModel]
 
@@ -48,7 +50,7 @@ class VideoResult:
     num_frames, padded
         As in the feature file; None unless done.
     seconds : float
-        Spent on flow and networks.
+        From opening its file to keeping its row; other videos are at work meanwhile.
     error : Exception or None
         Behind the reason.
     """
@@ -75,7 +77,7 @@ def extract_features(
     *,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int | None = None,
     overwrite: bool = False,
     options: ExtractOptions | None = None,
 ) -> Generator[VideoResult, None, None]:
@@ -88,13 +90,13 @@ def extract_features(
     output : Path
         The feature file. Videos that it holds already are skipped.
     models : dict of stream to StreamModel
-        From ``tvnet_cli.network.weights.load_models``.
+        From ``tvnet_cli.network.weights.load_models``; their networks stay as they are.
     device : torch.device or str
         See ``tvnet_cli.device.choose_device``.
-    batch_size : int
-        Clips whose flow is computed at once. Decides memory and speed, not results.
-    jobs : int
-        Videos decoded at once, ahead of flow and network. Decides memory and speed, not results.
+    batch_size : int, optional
+        Clips whose flow is computed at once, at most a pass of the network. Decides memory and speed, not results.
+    jobs : int, optional
+        Videos at work at once, which are in memory. Decides memory and speed, not results.
     overwrite : bool
         Drop what ``output`` holds.
     options : ExtractOptions
@@ -114,65 +116,73 @@ def extract_features(
     if options.streams != tuple(models):
         raise ValueError(f"the options ask for the streams {options.streams}, the models are for {tuple(models)}")
     device = torch.device(device)
-    for model in models.values():
-        model.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if model.tvnet is not None:
-            model.tvnet.to(device)
+    models = {stream: _ready(model, options.dtype, device) for stream, model in models.items()}
+    batch_size = batch_size or _default_batch_size(device)
+    cores = torch.get_num_threads()  # knows of affinity and OMP_NUM_THREADS
+    jobs = jobs or _default_jobs(device, cores, options.num_clips)
 
-    def read(video: Video) -> VideoClips:
-        return read_clips(video.path, options.num_clips, options.clip_length, options.short_side, options.crop_size)
+    def work(video: Video) -> VideoResult:
+        started = time.perf_counter()
+        try:
+            clips = read_clips(
+                video.path, options.num_clips, options.clip_length, options.short_side, options.crop_size
+            )
+        except Exception as error:  # whatever a decoder meets in one film must not stop the others
+            return VideoResult(video.video_id, "failed", reason=_reason(error), error=error)
+        features = video_features(clips, models, device, batch_size, compute)
+        store.add(video.video_id, {**features, **_frames_used(clips)})
+        return VideoResult(
+            video.video_id,
+            "done",
+            notes=clips.notes,
+            num_frames=clips.num_frames,
+            padded=clips.padded,
+            seconds=time.perf_counter() - started,
+        )
 
-    with FeatureStore(output, recipe(options, models, device), overwrite) as store:
+    # A thread for each video at work, which mostly waits; the passes of all of them go to as many threads as there are
+    # cores, or to two that feed a GPU, one while the other waits for it. At the end, or when something breaks, passes
+    # go first and the file is packed last.
+    with (
+        FeatureStore(output, recipe(options, models, device), overwrite) as store,
+        true_float32(),
+        thread_pool(jobs) as at_work,
+        thread_pool(cores if device.type == "cpu" else 2) as compute,
+    ):
         todo = [video for video in videos if video.video_id not in store]
         yield from (VideoResult(video.video_id, "skipped") for video in videos if video.video_id in store)
-        for video, future in _read_ahead(read, todo, jobs):
-            try:
-                clips = future.result()
-            except Exception as error:  # whatever a decoder meets in one film must not stop the others
-                yield VideoResult(video.video_id, "failed", reason=_reason(error), error=error)
-                continue
-            started = time.perf_counter()
-            features = video_features(clips, models, device, batch_size or DEFAULT_BATCH_SIZE[device.type])
-            store.add(video.video_id, {**features, **_frames_used(clips)})
-            yield VideoResult(
-                video.video_id,
-                "done",
-                notes=clips.notes,
-                num_frames=clips.num_frames,
-                padded=clips.padded,
-                seconds=time.perf_counter() - started,
-            )
+        yield from at_work.map(work, todo)
 
 
 @torch.inference_mode()
-def video_features(clips: VideoClips, models: Models, device: torch.device, batch_size: int) -> dict[str, ArrayLike]:
+def video_features(
+    clips: VideoClips, models: Models, device: torch.device, batch_size: int, compute: Executor
+) -> dict[str, ArrayLike]:
     """The features of one video.
 
     Parameters
     ----------
     clips : VideoClips
     models : dict of stream to StreamModel
+        Ready for inference, on the device.
     device : torch.device
     batch_size : int
-        Clips whose flow is computed at once.
+        Clips whose flow is computed at once, inside a pass of the network.
+    compute : Executor
+        Where the passes run.
 
     Returns
     -------
     dict of dataset name to ndarray, float32
         Each layer averaged over the clips, then divided by its L2 norm over all its values.
     """
-    features: dict[str, ArrayLike] = {}
-    with true_float32():
-        if "flow" in models:
-            parts = _on_device(clips.frames, device, batch_size)
-            stacks = torch.cat([_flow_stacks(part, models["flow"]) for part in parts])
-            for layer, tensor in _mean_layers(stacks, models["flow"]).items():
-                features[f"flow/{layer}"] = _unit_norm(tensor)
-        if "rgb" in models:
-            middle = clips.frames[:, clips.frames.shape[1] // 2]
-            frames = torch.cat([_rgb_input(part, models["rgb"]) for part in _on_device(middle, device, batch_size)])
-            features["rgb/global_pool"] = _unit_norm(_mean_layers(frames, models["rgb"])["global_pool"])
-    return features
+    frames = torch.from_numpy(clips.frames)
+    if device.type == "cuda":
+        frames = frames.pin_memory()  # so that copies need not wait for the GPU
+    parts = torch.split(frames, NETWORK_BATCH[device.type])
+    passes = [compute.submit(_pass_layers, part, models, device, batch_size) for part in parts]
+    layers = [one.result() for one in passes]
+    return {name: _unit_norm(torch.cat([one[name] for one in layers]).mean(0)) for name in layers[0]}
 
 
 def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:
@@ -186,6 +196,26 @@ def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Rec
         "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
         "software": software(device),
     }
+
+
+def _ready(model: StreamModel, dtype: DType, device: torch.device) -> StreamModel:
+    """The model with its network for inference, on the device."""
+    network = InferenceNetwork(model.network, getattr(torch, dtype)).to(device)
+    return replace(model, network=network, tvnet=model.tvnet and model.tvnet.to(device))
+
+
+@torch.inference_mode()
+def _pass_layers(frames: Tensor, models: Models, device: torch.device, batch_size: int) -> dict[str, Tensor]:
+    """The layers of clips (B, 6, H, W, 3), by name of dataset."""
+    frames = frames.to(device, non_blocking=True).movedim(-1, -3)
+    layers: dict[str, Tensor] = {}
+    if "flow" in models:
+        stacks = torch.cat([_flow_stacks(part, models["flow"]) for part in torch.split(frames, batch_size)])
+        layers |= {f"flow/{layer}": values for layer, values in models["flow"].network.features(stacks).items()}
+    if "rgb" in models:
+        middle = _rgb_input(frames[:, frames.shape[1] // 2], models["rgb"])
+        layers["rgb/global_pool"] = models["rgb"].network.features(middle)["global_pool"]
+    return layers
 
 
 def _flow_stacks(frames: Tensor, model: StreamModel) -> Tensor:
@@ -204,19 +234,6 @@ def _rgb_input(frames: Tensor, model: StreamModel) -> Tensor:
     return prepare_rgb(frames.float(), model.card.input.mean, model.card.input.order)
 
 
-def _on_device(pictures: np.ndarray[Any, Any], device: torch.device, batch_size: int) -> Iterator[Tensor]:
-    """Pictures (N, ..., H, W, 3) in batches (B, ..., 3, H, W) on the device."""
-    for start in range(0, len(pictures), batch_size):
-        yield torch.from_numpy(pictures[start : start + batch_size]).to(device).movedim(-1, -3)
-
-
-def _mean_layers(inputs: Tensor, model: StreamModel) -> dict[str, Tensor]:
-    """Each layer of the network, averaged over the inputs."""
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    passes = [model.network.features(batch) for batch in torch.split(inputs, NETWORK_BATCH)]
-    return {layer: torch.cat([one[layer] for one in passes]).mean(0) for layer in passes[0]}
-
-
 def _unit_norm(values: Tensor) -> ArrayLike:
     """Divided by the L2 norm over all values; all zeros stay zeros."""
     norm = torch.linalg.vector_norm(values, dtype=torch.float64)
@@ -232,21 +249,18 @@ def _frames_used(clips: VideoClips) -> dict[str, ArrayLike]:
     }
 
 
-def _read_ahead(
-    read: Callable[[Video], VideoClips], videos: Iterable[Video], jobs: int
-) -> Iterator[tuple[Video, Future[VideoClips]]]:
-    """Read ``jobs`` videos at once, and hand them on in order."""
-    waiting: deque[tuple[Video, Future[VideoClips]]] = deque()
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for video in videos:
-            waiting.append((video, pool.submit(read, video)))
-            if len(waiting) > jobs:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _default_batch_size(device: torch.device) -> int:
+    if device.type == "cpu":
+        return DEFAULT_BATCH_SIZE["cpu"]
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(DEFAULT_BATCH_SIZE["cuda"], int(free / GPU_BYTES_PER_CLIP)))
+
+
+def _default_jobs(device: torch.device, cores: int, num_clips: int) -> int:
+    """So many that each core has a pass while the next video is read; a GPU is fast, and all cores read for it."""
+    if device.type == "cuda":
+        return max(2, cores)
+    return 2 + cores // math.ceil(num_clips / NETWORK_BATCH["cpu"])
 
 
 def _reason(error: Exception) -> str:

@@ -112,7 +112,7 @@ class FeatureStore:
         return video_id in self._rows
 
     def add(self, video_id: str, values: dict[str, ArrayLike]) -> None:
-        """Keep the finished row of one video.
+        """Keep the finished row of one video. Threads may add at once, each its own.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ LAYERS = ("global_pool", "inception_5b_output", "inception_5a_output", "inceptio
 # normalisation inception_3a_1x1_bn.
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Output channels of the branches of one inception block; the pool is "average", "max" or "pass-through"."""
 
     single: int  # 1x1; 0 in the pass-through blocks
@@ -29,22 +29,28 @@ class _Block(NamedTuple):
     def stride(self) -> int:
         return 2 if self.pool == "pass-through" else 1
 
+    @property
+    def first_units(self) -> dict[str, int]:
+        """The 1x1 units that read the input of the block, and their output channels."""
+        units = {"1x1": self.single, "3x3_reduce": self.reduce, "double_3x3_reduce": self.double_reduce}
+        return {unit: channels for unit, channels in units.items() if channels}
+
     def out_channels(self, in_channels: int) -> int:
         pooled = in_channels if self.pool == "pass-through" else self.project
         return self.single + self.three + self.double + pooled
 
 
-_BLOCKS = {
-    "inception_3a": _Block(64, 64, 64, 64, 96, "average", 32),
-    "inception_3b": _Block(64, 64, 96, 64, 96, "average", 64),
-    "inception_3c": _Block(0, 128, 160, 64, 96, "pass-through", 0),
-    "inception_4a": _Block(224, 64, 96, 96, 128, "average", 128),
-    "inception_4b": _Block(192, 96, 128, 96, 128, "average", 128),
-    "inception_4c": _Block(160, 128, 160, 128, 160, "average", 128),
-    "inception_4d": _Block(96, 128, 192, 160, 192, "average", 128),
-    "inception_4e": _Block(0, 128, 192, 192, 256, "pass-through", 0),
-    "inception_5a": _Block(352, 192, 320, 160, 224, "average", 128),
-    "inception_5b": _Block(352, 192, 320, 192, 224, "max", 128),
+BLOCKS = {
+    "inception_3a": Block(64, 64, 64, 64, 96, "average", 32),
+    "inception_3b": Block(64, 64, 96, 64, 96, "average", 64),
+    "inception_3c": Block(0, 128, 160, 64, 96, "pass-through", 0),
+    "inception_4a": Block(224, 64, 96, 96, 128, "average", 128),
+    "inception_4b": Block(192, 96, 128, 96, 128, "average", 128),
+    "inception_4c": Block(160, 128, 160, 128, 160, "average", 128),
+    "inception_4d": Block(96, 128, 192, 160, 192, "average", 128),
+    "inception_4e": Block(0, 128, 192, 192, 256, "pass-through", 0),
+    "inception_5a": Block(352, 192, 320, 160, 224, "average", 128),
+    "inception_5b": Block(352, 192, 320, 192, 224, "max", 128),
 }
 
 
@@ -84,7 +90,7 @@ class BNInception(nn.Module):
         self._add_unit("conv2_3x3_reduce", 64, 64, 1)
         self._add_unit("conv2_3x3", 64, 192, 3)
         channels = 192
-        for name, block in _BLOCKS.items():
+        for name, block in BLOCKS.items():
             self._add_block(name, channels, block)
             channels = block.out_channels(channels)
         self.fc = nn.Linear(channels, num_classes) if num_classes else None
@@ -94,7 +100,7 @@ class BNInception(nn.Module):
         self.add_module(name, convolution)
         self.add_module(f"{name}_bn", nn.BatchNorm2d(out_channels, eps=1e-5, momentum=0.1))
 
-    def _add_block(self, name: str, channels: int, block: _Block) -> None:
+    def _add_block(self, name: str, channels: int, block: Block) -> None:
         if block.single:
             self._add_unit(f"{name}_1x1", channels, block.single, 1)
         self._add_unit(f"{name}_3x3_reduce", channels, block.reduce, 1)
@@ -126,7 +132,7 @@ class BNInception(nn.Module):
         x = self._unit("conv2_3x3", self._unit("conv2_3x3_reduce", x))
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         kept = {}
-        for name, block in _BLOCKS.items():
+        for name, block in BLOCKS.items():
             x = self._run_block(name, block, x)
             kept[f"{name}_output"] = x
         kept["global_pool"] = x.mean((2, 3))
@@ -143,11 +149,13 @@ class BNInception(nn.Module):
         convolution, normalisation = self.get_submodule(name), self.get_submodule(f"{name}_bn")
         return F.relu(normalisation(convolution(x)), inplace=True)
 
-    def _run_block(self, name: str, block: _Block, x: Tensor) -> Tensor:
-        branches = [self._unit(f"{name}_1x1", x)] if block.single else []
-        branches.append(self._unit(f"{name}_3x3", self._unit(f"{name}_3x3_reduce", x)))
-        double = self._unit(f"{name}_double_3x3_1", self._unit(f"{name}_double_3x3_reduce", x))
-        branches.append(self._unit(f"{name}_double_3x3_2", double))
+    def _first_units(self, name: str, block: Block, x: Tensor) -> list[Tensor]:
+        return [self._unit(f"{name}_{unit}", x) for unit in block.first_units]
+
+    def _run_block(self, name: str, block: Block, x: Tensor) -> Tensor:
+        *branches, three, double = self._first_units(name, block, x)
+        branches.append(self._unit(f"{name}_3x3", three))
+        branches.append(self._unit(f"{name}_double_3x3_2", self._unit(f"{name}_double_3x3_1", double)))
         if block.pool == "pass-through":
             branches.append(F.max_pool2d(x, 3, 2, ceil_mode=True))
         elif block.pool == "max":
