@@ -40,11 +40,11 @@ from tvnet_cli.options import Sampler
 Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]
 State = tuple[Tensor, Tensor, Tensor]  # u, p_x, p_y, or what belongs to them, all contiguous (B, 2, H, W)
 
-# A program computes one tile, a thread one pixel: a warp reads 32 neighbours of a row, which is a cache line of 128
-# bytes, and 8 rows share what their lower and upper neighbours read.
+# A program computes one tile. Warps read whole cache lines of 128 bytes, and 8 rows share what their lower and upper
+# neighbours read. Two pixels a thread: with one, a third more instructions, nearly all of them about addresses.
 TILE_HEIGHT = tl.constexpr(8)
 TILE_WIDTH = tl.constexpr(32)
-NUM_WARPS = 8
+NUM_WARPS = 4
 EPSILON = tl.constexpr(operators.EPSILON)
 
 
@@ -100,7 +100,7 @@ class _SolveWarp(torch.autograd.Function):
         fields = first, second, u, p_x, p_y, cost, gradient_kernels, divergence_kernels, numbers
         ctx.save_for_backward(*fields)
         ctx.how = sampler, ignore_outside, last
-        with torch.cuda.device_of(u):
+        with torch.cuda.device(u.get_device()):
             updates = _Updates(fields, *ctx.how)
             state, spares = updates.start, [updates.new_state() for _ in range(2)]
             for iteration in range(updates.num_boundaries - 1):
@@ -114,14 +114,14 @@ class _SolveWarp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *bars: Tensor) -> tuple[Tensor | None, ...]:
         sampler, ignore_outside, _ = ctx.how
-        with torch.cuda.device_of(bars[0]):
+        with torch.cuda.device(bars[0].get_device()):
             adjoint = _Adjoint(ctx.saved_tensors, *ctx.how)
             u_bar, p_x_bar, p_y_bar = adjoint.run(bars)
             first_bar = second_bar = None
             if any(ctx.needs_input_grad[:3]):
                 with torch.enable_grad():
-                    leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[:3]]
-                    linear = torch.cat(operators.linearise(*leaves, sampler, ignore_outside), 1)
+                    first, second, u = leaves = [field.detach().requires_grad_() for field in ctx.saved_tensors[:3]]
+                    linear = torch.cat(operators.linearise(first, second, u, sampler, ignore_outside), 1)
                 first_bar, second_bar, more = torch.autograd.grad(linear, leaves, adjoint.linear_bar)
                 u_bar = u_bar + more
         kernels_and_numbers = adjoint.kernels_and_numbers()
@@ -157,7 +157,7 @@ class _Updates:
         linear = u.new_empty(len(u), 4, self.height, self.width)
         sizes = self.height, self.width
         _linearise[self.grid](
-            first, second, u, grid_x, grid_y, linear, *sizes, IGNORE_OUTSIDE=ignore_outside, num_warps=NUM_WARPS
+            first, second, u, grid_x, grid_y, linear, *sizes, ignore_outside=ignore_outside, num_warps=NUM_WARPS
         )
         return linear
 
@@ -180,7 +180,7 @@ class _Updates:
         fixed = self.linear, self.cost, *self.parameters
         sizes = self.height, self.width
         dual = out[1] is not None
-        _update[self.grid](*state, *fixed, *out, iteration, *sizes, DUAL=dual, num_warps=NUM_WARPS)
+        _update[self.grid](*state, *fixed, *out, iteration, *sizes, dual=dual, num_warps=NUM_WARPS)
 
 
 class _Adjoint(_Updates):
@@ -217,7 +217,7 @@ class _Adjoint(_Updates):
         out = self.new_state()
         fixed = self.linear, self.cost, *self.parameters
         sums = self.linear_bar, self.cost_bar, self.gradient_sums, self.divergence_sums
-        has = {"PRIMAL": boundary < self.num_iterations, "DUAL": boundary > 0}
+        has = {"primal": boundary < self.num_iterations, "dual": boundary > 0}
         sizes = self.height, self.width
         _step_back[self.grid](*state, *fixed, *bars, *out, *sums, boundary, *sizes, **has, num_warps=NUM_WARPS)
         return out
@@ -226,46 +226,48 @@ class _Adjoint(_Updates):
         """Derivatives by both sets of kernels, (iterations, 2, 2, 2), and by the numbers, (3,)."""
         _, divergence_kernels, (_, _, theta) = self.parameters
         by_gradient, by_divergence = self.gradient_sums.sum(-1), self.divergence_sums.sum(-1)
-        gradient_bar, divergence_bar = (sums[:, :8].unflatten(1, (2, 2, 2)) for sums in (by_gradient, by_divergence))
+        gradient_bar, divergence_bar = (sums[:, :8].reshape(-1, 2, 2, 2) for sums in (by_gradient, by_divergence))
         numbers_bar = by_gradient[:, 8].sum(), by_divergence[:, 8].sum(), (divergence_kernels * divergence_bar).sum()
         return gradient_bar, theta * divergence_bar, torch.stack(numbers_bar)
 
 
-# The kernels. They are not typed: Triton compiles them, it does not run them. ``inside`` says which pixels there are
-# to read; what is not there reads as 0. Offsets within a picture fit 32 bits, offsets of pictures need 64.
+# The kernels. They have no types: Triton compiles them. ``inside`` says which pixels there are to read; what is not
+# there reads as 0. Offsets of a pixel fit 32 bits; those of planes and pictures are counted in 64.
 
 
 @triton.jit
-def _tile(height, width):  # type: ignore
-    """Number of the picture, and row and column of each pixel of this program's tile."""
+def _tile(height, width):
+    """Number of the picture, pixels of a plane, and row and column of each pixel of this program's tile."""
     across = tl.cdiv(width, TILE_WIDTH)
     tiles = across * tl.cdiv(height, TILE_HEIGHT)
     program = tl.program_id(0)
     tile = program % tiles
     y = tile // across * TILE_HEIGHT + tl.arange(0, TILE_HEIGHT)[:, None]
     x = tile % across * TILE_WIDTH + tl.arange(0, TILE_WIDTH)[None, :]
-    return (program // tiles).to(tl.int64), y, x
+    return (program // tiles).to(tl.int64), tl.cast(height * width, tl.int64), y, x
 
 
 @triton.jit
-def _sample_position(displacement, pixel, grid, length):  # type: ignore
+def _sample_position(displacement, pixel, grid, length):
     """``operators._sample_positions`` along one axis; a grid means the authors' arithmetic, to the last rounding."""
     if grid is None:
-        return tl.minimum(tl.maximum(pixel + displacement, 0.0), length - 1.0)
-    start = tl.load(grid + pixel, mask=pixel < length, other=0.0)
-    scaled = tl.div_rn(displacement, tl.zeros_like(displacement) + length) * 2
-    return (start + scaled + 1) * (length - 1) / 2
+        position = tl.minimum(tl.maximum(pixel + displacement, 0.0), length - 1.0)
+    else:
+        start = tl.load(grid + pixel, mask=pixel < length, other=0.0)
+        scaled = tl.div_rn(displacement, tl.zeros_like(displacement) + length) * 2
+        position = (start + scaled + 1) * (length - 1) / 2
+    return position
 
 
 @triton.jit
-def _corner(position, length):  # type: ignore
+def _corner(position, length):
     """The two pixels along an axis to interpolate between."""
     floor = tl.minimum(tl.maximum(tl.floor(position), -1.0), length * 1.0).to(tl.int32)
     return tl.minimum(tl.maximum(floor, 0), length - 2), tl.minimum(tl.maximum(floor + 1, 0), length - 1)
 
 
 @triton.jit
-def _image_and_gradient(image, y, x, inside, height, width):  # type: ignore
+def _image_and_gradient(image, y, x, inside, height, width):
     """An image and its centred gradient at whole pixels, borders repeated."""
     right = tl.load(image + y * width + tl.minimum(x + 1, width - 1), mask=inside, other=0.0)
     left = tl.load(image + y * width + tl.maximum(x - 1, 0), mask=inside, other=0.0)
@@ -275,10 +277,9 @@ def _image_and_gradient(image, y, x, inside, height, width):  # type: ignore
 
 
 @triton.jit(do_not_specialize=["height"])
-def _linearise(first, second, u, grid_x, grid_y, linear, height, width, IGNORE_OUTSIDE: tl.constexpr):  # type: ignore
+def _linearise(first, second, u, grid_x, grid_y, linear, height, width, ignore_outside: tl.constexpr):
     """``operators.linearise`` with the bilinear samplers."""
-    picture, y, x = _tile(height, width)
-    plane = height * width
+    picture, plane, y, x = _tile(height, width)
     first += picture * plane
     second += picture * plane
     u += picture * 2 * plane
@@ -306,7 +307,7 @@ def _linearise(first, second, u, grid_x, grid_y, linear, height, width, IGNORE_O
 
     squared = gradient_x * gradient_x + gradient_y * gradient_y + EPSILON
     inverse = tl.where(squared <= EPSILON, 0.0, 1 / squared)
-    if IGNORE_OUTSIDE:
+    if ignore_outside:
         to_x, to_y = x + u_1, y + u_2
         leads_inside = (to_x >= 0) & (to_x <= width - 1) & (to_y >= 0) & (to_y <= height - 1)
         inverse = tl.where(leads_inside, inverse, 0.0)
@@ -318,7 +319,7 @@ def _linearise(first, second, u, grid_x, grid_y, linear, height, width, IGNORE_O
 
 
 @triton.jit
-def _four_neighbours(p_x, p_y, y, x, inside, height, width):  # type: ignore
+def _four_neighbours(p_x, p_y, y, x, inside, height, width):
     """What the divergence of one component reads: p_x to the left and here, p_y above and here."""
     here = y * width + x
     left = tl.load(p_x + here - 1, mask=inside & (x > 0), other=0.0)
@@ -329,7 +330,7 @@ def _four_neighbours(p_x, p_y, y, x, inside, height, width):  # type: ignore
 
 
 @triton.jit
-def _divergence(p_x, p_y, taps, y, x, inside, height, width):  # type: ignore
+def _divergence(p_x, p_y, taps, y, x, inside, height, width):
     """``operators.divergence`` of one component."""
     left, here_x, above, here_y = _four_neighbours(p_x, p_y, y, x, inside, height, width)
     along_x = tl.load(taps) * left + tl.load(taps + 1) * here_x
@@ -337,8 +338,8 @@ def _divergence(p_x, p_y, taps, y, x, inside, height, width):  # type: ignore
 
 
 @triton.jit
-def _data_term(u, linear, here, inside, plane, limit):  # type: ignore
-    """u and gradient, both components each, rho, -rho / |gradient|^2 and the latter clamped to +-limit."""
+def _data_term(u, linear, here, inside, plane, limit):
+    """Both components of u and of the gradient, the inverse, rho, -rho / |gradient|^2, and that clamped to +-limit."""
     u_1 = tl.load(u + here, mask=inside, other=0.0)
     u_2 = tl.load(u + plane + here, mask=inside, other=0.0)
     gradient_1 = tl.load(linear + here, mask=inside, other=0.0)
@@ -352,9 +353,8 @@ def _data_term(u, linear, here, inside, plane, limit):  # type: ignore
 
 
 @triton.jit
-def _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x, inside, height, width):  # type: ignore
+def _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x, inside, plane, height, width):
     """Both components of u after one iteration, at any pixels."""
-    plane = height * width
     u_1, u_2, gradient_1, gradient_2, _, _, _, clamped = _data_term(u, linear, y * width + x, inside, plane, limit)
     divergence_1 = _divergence(p_x, p_y, taps, y, x, inside, height, width)
     divergence_2 = _divergence(p_x + plane, p_y + plane, taps + 4, y, x, inside, height, width)
@@ -362,7 +362,7 @@ def _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x, inside, height, width)
 
 
 @triton.jit
-def _forward_gradient(here, right, below, taps, y, x, height, width):  # type: ignore
+def _forward_gradient(here, right, below, taps, y, x, height, width):
     """``operators.forward_gradient`` of one component."""
     u_x = tl.load(taps) * here + tl.load(taps + 1) * right
     u_y = tl.load(taps + 2) * here + tl.load(taps + 3) * below
@@ -370,15 +370,15 @@ def _forward_gradient(here, right, below, taps, y, x, height, width):  # type: i
 
 
 @triton.jit
-def _bound_step(cost, step, here, inside):  # type: ignore
+def _bound_step(cost, step, here, inside):
     """The step that bounds the dual field: by the cost of the total variation where there is one."""
-    if cost is None:
-        return step
-    return step / tl.load(cost + here, mask=inside, other=1.0)
+    if cost is not None:
+        step = step / tl.load(cost + here, mask=inside, other=1.0)
+    return step
 
 
 @triton.jit
-def _store_dual_step(p_x, p_y, new_p_x, new_p_y, u_x, u_y, step, bound_step, here, inside):  # type: ignore
+def _store_dual_step(p_x, p_y, new_p_x, new_p_y, u_x, u_y, step, bound_step, here, inside):
     """``operators.dual_step`` of one component along both axes."""
     denominator = 1 + bound_step * tl.sqrt(u_x * u_x + u_y * u_y + EPSILON)
     tl.store(new_p_x + here, (tl.load(p_x + here, mask=inside, other=0.0) + step * u_x) / denominator, mask=inside)
@@ -386,7 +386,7 @@ def _store_dual_step(p_x, p_y, new_p_x, new_p_y, u_x, u_y, step, bound_step, her
 
 
 @triton.jit(do_not_specialize=["iteration", "height"])
-def _update(  # type: ignore
+def _update(
     u,
     p_x,
     p_y,
@@ -401,16 +401,17 @@ def _update(  # type: ignore
     iteration,
     height,
     width,
-    DUAL: tl.constexpr,
+    dual: tl.constexpr,
 ):
     """One iteration."""
-    picture, y, x = _tile(height, width)
-    plane = height * width
+    picture, plane, y, x = _tile(height, width)
     fields = picture * 2 * plane
     u += fields
     p_x += fields
     p_y += fields
     linear += picture * 4 * plane
+    if cost is not None:
+        cost += picture * plane
     step = tl.load(numbers)
     limit = tl.load(numbers + 1)
     theta = tl.load(numbers + 2)
@@ -418,17 +419,17 @@ def _update(  # type: ignore
     inside = (y < height) & (x < width)
     here = y * width + x
 
-    u_1, u_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x, inside, height, width)
+    u_1, u_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x, inside, plane, height, width)
     tl.store(new_u + fields + here, u_1, mask=inside)
     tl.store(new_u + fields + plane + here, u_2, mask=inside)
-    if DUAL:
+    if dual:
         new_p_x += fields
         new_p_y += fields
         has_right, has_below = inside & (x < width - 1), inside & (y < height - 1)
-        right_1, right_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x + 1, has_right, height, width)
-        below_1, below_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y + 1, x, has_below, height, width)
+        right_1, right_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y, x + 1, has_right, plane, height, width)
+        below_1, below_2 = _new_u(u, p_x, p_y, linear, taps, limit, theta, y + 1, x, has_below, plane, height, width)
         taps = gradient_kernels + iteration * 8
-        bound_step = _bound_step(cost, step, picture * plane + here, inside)
+        bound_step = _bound_step(cost, step, here, inside)
         u_x, u_y = _forward_gradient(u_1, right_1, below_1, taps, y, x, height, width)
         _store_dual_step(p_x, p_y, new_p_x, new_p_y, u_x, u_y, step, bound_step, here, inside)
         u_x, u_y = _forward_gradient(u_2, right_2, below_2, taps + 4, y, x, height, width)
@@ -438,7 +439,7 @@ def _update(  # type: ignore
 
 
 @triton.jit
-def _dual_adjoint(  # type: ignore
+def _dual_adjoint(
     u,
     p_x,
     p_y,
@@ -455,7 +456,7 @@ def _dual_adjoint(  # type: ignore
     inside,
     height,
     width,
-    PRIMAL: tl.constexpr,
+    primal: tl.constexpr,
 ):
     """The adjoint of one component's dual step, whose result is p, at any pixels.
 
@@ -464,7 +465,7 @@ def _dual_adjoint(  # type: ignore
     """
     here = y * width + x
     has_right, has_below = inside & (x < width - 1), inside & (y < height - 1)
-    x_bar, y_bar = _dual_bar(u_bar, p_x_bar, p_y_bar, divergence_taps, theta, y, x, inside, height, width, PRIMAL)
+    x_bar, y_bar = _dual_bar(u_bar, p_x_bar, p_y_bar, divergence_taps, theta, y, x, inside, height, width, primal)
 
     u_here = tl.load(u + here, mask=inside, other=0.0)
     u_right = tl.load(u + here + 1, mask=has_right, other=0.0)
@@ -486,14 +487,12 @@ def _dual_adjoint(  # type: ignore
 
 
 @triton.jit
-def _dual_bar(  # type: ignore
-    u_bar, p_x_bar, p_y_bar, taps, theta, y, x, inside, height, width, PRIMAL: tl.constexpr
-):
+def _dual_bar(u_bar, p_x_bar, p_y_bar, taps, theta, y, x, inside, height, width, primal: tl.constexpr):
     """Derivatives by one component of p before an iteration, what its divergence adds included."""
     here = y * width + x
     x_bar = tl.load(p_x_bar + here, mask=inside, other=0.0)
     y_bar = tl.load(p_y_bar + here, mask=inside, other=0.0)
-    if PRIMAL:
+    if primal:
         has_right, has_below = inside & (x < width - 1), inside & (y < height - 1)
         at_pixel = tl.load(u_bar + here, mask=inside, other=0.0)
         right = tl.load(u_bar + here + 1, mask=has_right, other=0.0)
@@ -506,7 +505,7 @@ def _dual_bar(  # type: ignore
 
 
 @triton.jit
-def _gradient_adjoint(  # type: ignore
+def _gradient_adjoint(
     u,
     p_x,
     p_y,
@@ -526,7 +525,7 @@ def _gradient_adjoint(  # type: ignore
     inside,
     height,
     width,
-    PRIMAL: tl.constexpr,
+    primal: tl.constexpr,
 ):
     """The adjoint of one component's dual step and forward gradient.
 
@@ -537,15 +536,15 @@ def _gradient_adjoint(  # type: ignore
     to_left, to_above = inside & (x > 0), inside & (y > 0)
     u_x_bar, u_y_bar, x_bar, y_bar, step_bar, bound_bar, u_here, u_right, u_below = _dual_adjoint(
         u, p_x, p_y, cost, u_bar, p_x_bar, p_y_bar, gradient_taps, divergence_taps, step, theta,
-        y, x, inside, height, width, PRIMAL,
+        y, x, inside, height, width, primal,
     )  # fmt: skip
     left_x_bar, _, _, _, _, _, _, _, _ = _dual_adjoint(
         u, p_x, p_y, cost, u_bar, p_x_bar, p_y_bar, gradient_taps, divergence_taps, step, theta,
-        y, x - 1, to_left, height, width, PRIMAL,
+        y, x - 1, to_left, height, width, primal,
     )  # fmt: skip
     _, above_y_bar, _, _, _, _, _, _, _ = _dual_adjoint(
         u, p_x, p_y, cost, u_bar, p_x_bar, p_y_bar, gradient_taps, divergence_taps, step, theta,
-        y - 1, x, to_above, height, width, PRIMAL,
+        y - 1, x, to_above, height, width, primal,
     )  # fmt: skip
     tl.store(new_p_x_bar + here, x_bar, mask=inside)
     tl.store(new_p_y_bar + here, y_bar, mask=inside)
@@ -559,18 +558,18 @@ def _gradient_adjoint(  # type: ignore
 
 
 @triton.jit
-def _store_sum(sums, number, values):  # type: ignore
+def _store_sum(sums, number, values):
     """The sum over this program's tile, to where it belongs in (9, programs)."""
     tl.store(sums + number * tl.num_programs(0) + tl.program_id(0), tl.sum(values))
 
 
 @triton.jit
-def _add(sums, values, mask):  # type: ignore
+def _add(sums, values, mask):
     tl.store(sums, tl.load(sums, mask=mask, other=0.0) + values, mask=mask)
 
 
 @triton.jit
-def _store_divergence_sums(sums, u_bar, p_x, p_y, y, x, inside, height, width):  # type: ignore
+def _store_divergence_sums(sums, u_bar, p_x, p_y, y, x, inside, height, width):
     """Sums by the taps of one component's divergence, less the factor theta."""
     left, here_x, above, here_y = _four_neighbours(p_x, p_y, y, x, inside, height, width)
     _store_sum(sums, 0, u_bar * left)
@@ -580,7 +579,7 @@ def _store_divergence_sums(sums, u_bar, p_x, p_y, y, x, inside, height, width): 
 
 
 @triton.jit(do_not_specialize=["boundary", "height"])
-def _step_back(  # type: ignore
+def _step_back(
     u,
     p_x,
     p_y,
@@ -602,16 +601,15 @@ def _step_back(  # type: ignore
     boundary,
     height,
     width,
-    PRIMAL: tl.constexpr,
-    DUAL: tl.constexpr,
+    primal: tl.constexpr,
+    dual: tl.constexpr,
 ):
     """Backwards over one boundary: the primal half of the iteration behind it, the dual half of the one before it.
 
     In between, and so from launch to launch, ``u_bar`` is by the new u of an iteration, all paths through its dual step
     included, and ``p_bar`` by the p before it, the path through the divergence left out.
     """
-    picture, y, x = _tile(height, width)
-    plane = height * width
+    picture, plane, y, x = _tile(height, width)
     fields = picture * 2 * plane
     u += fields
     p_x += fields
@@ -640,7 +638,7 @@ def _step_back(  # type: ignore
 
     u_bar_1 = tl.load(u_bar + here, mask=inside, other=0.0)
     u_bar_2 = tl.load(u_bar + plane + here, mask=inside, other=0.0)
-    if PRIMAL:
+    if primal:
         _store_divergence_sums(divergence_sums, u_bar_1, p_x, p_y, y, x, inside, height, width)
         more = divergence_sums + 4 * tl.num_programs(0)
         _store_divergence_sums(more, u_bar_2, p_x + plane, p_y + plane, y, x, inside, height, width)
@@ -658,15 +656,15 @@ def _step_back(  # type: ignore
         _add(linear_bar + 3 * plane + here, rho_bar, inside)
         u_bar_1 += rho_bar * gradient_1
         u_bar_2 += rho_bar * gradient_2
-    if DUAL:
+    if dual:
         from_p_1, step_bar_1, bound_bar_1 = _gradient_adjoint(
             u, p_x, p_y, cost, u_bar, p_x_bar, p_y_bar, new_p_x_bar, new_p_y_bar, gradient_sums,
-            gradient_taps, divergence_taps, step, theta, y, x, inside, height, width, PRIMAL,
+            gradient_taps, divergence_taps, step, theta, y, x, inside, height, width, primal,
         )  # fmt: skip
         from_p_2, step_bar_2, bound_bar_2 = _gradient_adjoint(
             u + plane, p_x + plane, p_y + plane, cost, u_bar + plane, p_x_bar + plane, p_y_bar + plane,
             new_p_x_bar + plane, new_p_y_bar + plane, gradient_sums + 4 * tl.num_programs(0),
-            gradient_taps + 4, divergence_taps + 4, step, theta, y, x, inside, height, width, PRIMAL,
+            gradient_taps + 4, divergence_taps + 4, step, theta, y, x, inside, height, width, primal,
         )  # fmt: skip
         u_bar_1 += from_p_1
         u_bar_2 += from_p_2
@@ -677,14 +675,12 @@ def _step_back(  # type: ignore
             _add(cost_bar + here, -bound_bar * step / weight, inside)
         _store_sum(gradient_sums, 8, step_bar_1 + step_bar_2 + bound_bar)
     else:
-        x_bar, y_bar = _dual_bar(
-            u_bar, p_x_bar, p_y_bar, divergence_taps, theta, y, x, inside, height, width, PRIMAL
-        )
+        x_bar, y_bar = _dual_bar(u_bar, p_x_bar, p_y_bar, divergence_taps, theta, y, x, inside, height, width, primal)
         tl.store(new_p_x_bar + here, x_bar, mask=inside)
         tl.store(new_p_y_bar + here, y_bar, mask=inside)
         x_bar, y_bar = _dual_bar(
             u_bar + plane, p_x_bar + plane, p_y_bar + plane, divergence_taps + 4, theta, y, x, inside, height, width,
-            PRIMAL,
+            primal,
         )  # fmt: skip
         tl.store(new_p_x_bar + plane + here, x_bar, mask=inside)
         tl.store(new_p_y_bar + plane + here, y_bar, mask=inside)
