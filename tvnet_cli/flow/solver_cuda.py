@@ -23,7 +23,9 @@ Every pixel gathers from its neighbours; nothing is added up in an order that co
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -76,6 +78,33 @@ def solve_warp(
     fields = (first, second, u, *p, cost, gradient_kernels, divergence_kernels, torch.stack(numbers))
     u, p_x, p_y = _SolveWarp.apply(*fields, sampler, ignore_outside, last)  # type: ignore[no-untyped-call]
     return u, (p_x, p_y)
+
+
+@functools.cache
+def usable(device: torch.device) -> bool:
+    """Whether the kernels start on a device and, on a small warp, agree with the reference; warns if not.
+
+    To start a kernel Triton needs a C compiler and Python's headers, which many a machine with a GPU does without.
+    """
+    waves = torch.sin(torch.arange(4 * 9 * 40, device=device) * 0.7).reshape(4, 1, 1, 9, 40)
+    u = torch.cat((waves[2], waves[3]), 1)
+    kernels = torch.tensor([-1.0, 1.0], device=device).expand(2, 2, 2, 2, 2)
+
+    def solved(solve: Any) -> Tensor:
+        numbers = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3}
+        how = {"sampler": "authors", "ignore_outside": False, "last": True}
+        new_u, _ = solve(waves[0] * 100, waves[1] * 100, u, (0 * u, 0 * u), None, *kernels, **numbers, **how)
+        assert isinstance(new_u, Tensor)
+        return new_u
+
+    try:
+        difference = float((solved(solve_warp) - solved(operators.solve_warp)).abs().amax())
+        reason = None if difference < 1e-4 else f"differs from the reference by {difference:.1g} pixels"
+    except Exception as error:
+        reason = f"does not start: {error}"
+    if reason is not None:
+        warnings.warn(f"the Triton solver {reason}; torch computes the flow on {device}", stacklevel=2)
+    return reason is None
 
 
 class _SolveWarp(torch.autograd.Function):
@@ -255,7 +284,7 @@ def _sample_position(displacement, pixel, grid, length):
     else:
         start = tl.load(grid + pixel, mask=pixel < length, other=0.0)
         scaled = tl.div_rn(displacement, tl.zeros_like(displacement) + length) * 2
-        position = (start + scaled + 1) * (length - 1) / 2
+        position = (start + scaled + 1) * (length - 1) * 0.5
     return position
 
 
@@ -273,7 +302,7 @@ def _image_and_gradient(image, y, x, inside, height, width):
     left = tl.load(image + y * width + tl.maximum(x - 1, 0), mask=inside, other=0.0)
     below = tl.load(image + tl.minimum(y + 1, height - 1) * width + x, mask=inside, other=0.0)
     above = tl.load(image + tl.maximum(y - 1, 0) * width + x, mask=inside, other=0.0)
-    return tl.load(image + y * width + x, mask=inside, other=0.0), (right - left) / 2, (below - above) / 2
+    return tl.load(image + y * width + x, mask=inside, other=0.0), (right - left) * 0.5, (below - above) * 0.5
 
 
 @triton.jit(do_not_specialize=["height"])
