@@ -410,6 +410,30 @@ def inverse_squared_gradient(gradient: Tensor) -> Tensor:
     return torch.where(flat, torch.zeros_like(squared), 1 / squared)
 
 
+def linearise(
+    first: Tensor, second: Tensor, u: Tensor, sampler: Sampler, ignore_outside: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The data term, linear around ``u``: what all updates of one warp read.
+
+    Parameters
+    ----------
+    first, second : Tensor, (B, 1, H, W)
+    u : Tensor, (B, 2, H, W), pixels
+    sampler, ignore_outside
+        As in ``tvnet_cli.options.TVNetOptions``.
+
+    Returns
+    -------
+    (Tensor, Tensor, Tensor), (B, 2, H, W), (B, 1, H, W), (B, 1, H, W)
+        ``gradient``, ``inverse`` and ``rho_constant`` as ``data_step`` takes them.
+    """
+    warped, gradient = warp_with_gradient(second, u, sampler)
+    inverse = inverse_squared_gradient(gradient)
+    if ignore_outside:
+        inverse = inverse * leads_inside(u)
+    return gradient, inverse, warped - (gradient * u).sum(1, keepdim=True) - first
+
+
 def data_step(u: Tensor, gradient: Tensor, inverse: Tensor, rho_constant: Tensor, limit: Number) -> Tensor:
     """Minimise the linearised data term near ``u``: the thresholding step.
 
@@ -573,11 +597,7 @@ def solve_warp(
     step, limit = tau / theta, lambda_ * theta
     bound_step = step if cost is None else step / cost
     p_x, p_y = p or (torch.zeros_like(u), torch.zeros_like(u))
-    warped, gradient = warp_with_gradient(second, u, sampler)
-    inverse = inverse_squared_gradient(gradient)
-    if ignore_outside:
-        inverse = inverse * leads_inside(u)
-    rho_constant = warped - (gradient * u).sum(1, keepdim=True) - first
+    gradient, inverse, rho_constant = linearise(first, second, u, sampler, ignore_outside)
     num_iterations = len(gradient_kernels)
     for iteration in range(num_iterations):
         v = data_step(u, gradient, inverse, rho_constant, limit)

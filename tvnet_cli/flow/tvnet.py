@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -207,6 +208,11 @@ class TVNet(nn.Module):
             from tvnet_cli.flow import solver_cpu
 
             return solver_cpu
+        on_gpu = single and device == "cuda"
+        if on_gpu and (self.solver == "triton" or (self.solver == "auto" and _triton_serves(self.u0.device))):
+            from tvnet_cli.flow import solver_cuda
+
+            return solver_cuda
         if self.solver == "auto":
             return operators
         raise ValueError(f"the solver {self.solver} does not serve {self.u0.dtype} on {device}")
@@ -241,6 +247,15 @@ class TVNet(nn.Module):
             if options.median_size:
                 u = engine.median_filter(u, options.median_size)
         return u
+
+
+def _triton_serves(device: torch.device) -> bool:
+    """Whether Triton is there and works on the device."""
+    if find_spec("triton") is None:
+        return False
+    from tvnet_cli.flow import solver_cuda
+
+    return solver_cuda.usable(device)
 
 
 def pyramid_sizes(
