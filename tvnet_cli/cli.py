@@ -257,7 +257,7 @@ def flow(
     frames, fields, solver = _flow_options(options, preset, weights)
 
     # From here on torch is needed; --help answers without it.
-    from tvnet_cli.device import choose_device, leave_a_core
+    from tvnet_cli.device import choose_device
     from tvnet_cli.flow.colour import colour_scale
     from tvnet_cli.flow.compute import flow_recipe, sample_fields, write_flow
     from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs
@@ -271,7 +271,6 @@ def flow(
     sequence = open_sequence(paths, frames)
     errors = FlowErrors(truth, sequence)
     chosen = choose_device(device)
-    leave_a_core()
     tvnet, sha256 = load_tvnet(weights, solver)
     tvnet.to(chosen)
     progress = FlowProgress(sequence, quiet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -32,17 +31,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(f"{name} was asked for, but PyTorch sees {count} CUDA devices here; use --device cpu or auto")
     return device
-
-
-def leave_a_core() -> None:
-    """Let torch use all cores but one for this process, unless ``OMP_NUM_THREADS`` says how many.
-
-    Its threads spin while they wait for each other: when another program takes the core of one, all stand still.
-    Flow of a 320 x 240 film on two cores: 9.7 s with both and 12.6 s with one when nothing else runs, but 228 s with
-    both beside one other busy program. Results do not depend on it.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - 1)))
 
 
 @contextmanager

@@ -88,7 +88,8 @@ class VideoProgress(_Screen):
                 "the features hold no learned motion"
             )
         if self.verbosity:
-            self._say(f"{stream} stream on {device}: {escape(model.name)}, sha256 {card.sha256}")
+            flow = f", flow by {model.tvnet.solver_in_use()}" if model.tvnet is not None else ""
+            self._say(f"{stream} stream on {device}{flow}: {escape(model.name)}, sha256 {card.sha256}")
 
     def show(self, result: VideoResult) -> None:
         """Count one video, and say what there is to say about it."""
@@ -152,7 +153,7 @@ class FlowProgress(_Screen):
 
     def announce(self, tvnet: TVNet, device: object) -> None:
         """Say what computes and where."""
-        self._say(f"flow on {device}: {escape(tvnet.extra_repr())}")
+        self._say(f"flow on {device} by {tvnet.solver_in_use()}: {escape(tvnet.extra_repr())}")
 
     def announce_sampling(self) -> None:
         """Say what happens before the first field, where it takes long."""

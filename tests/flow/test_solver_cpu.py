@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -245,3 +246,15 @@ def test_rows_are_worked_on_by_vectors(kernel, arguments):
         line for line in assembly.splitlines() if "ps\t" in line and ("ymm" in line or "zmm" in line or "xmm" in line)
     ]
     assert len(packed) > 10
+
+
+def test_who_waits_long_for_the_compiler_is_told_why(monkeypatch, caplog):
+    monkeypatch.setattr(solver_cpu, "PATIENCE", 0.01)
+    monkeypatch.setattr(solver_cpu, "_begun", set())
+    solver_cpu._compile("fast", lambda: None)
+    assert not caplog.records
+    solver_cpu._compile("slow", lambda: time.sleep(0.5))
+    solver_cpu._compile("slow", lambda: time.sleep(0.5))
+    assert [record.message for record in caplog.records] == [
+        "compiling the flow solver for this processor, once: about half a minute"
+    ]

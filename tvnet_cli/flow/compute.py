@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from tvnet_cli.device import choose_device, true_float32
+from tvnet_cli.device import choose_device, thread_pool, true_float32
 from tvnet_cli.errors import FlowFileError, VideoReadError
 from tvnet_cli.flow.accuracy import occlusion
 from tvnet_cli.flow.field import Arrays, FlowField
@@ -23,6 +25,8 @@ from tvnet_cli.options import DEFAULT_PRESET, PRESETS, FieldOptions, FrameOption
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.sequence import FrameSequence, Picture
+
+Pair = tuple[int, Picture, Picture]  # position, first and second frame
 
 SAMPLED_FIELDS = 10  # evenly over the film, from which the scale of the colours is taken
 
@@ -124,24 +128,46 @@ def compute_fields(
     store: FlowStore | None = None,
     sampled: Mapping[int, Arrays] = MappingProxyType({}),
 ) -> Iterator[FlowField]:
-    """The fields of a sequence from position ``start`` on; those held by ``store`` or ``sampled`` are not computed."""
-    waiting: list[tuple[int, Picture, Picture]] = []
+    """The fields of a sequence from position ``start`` on; those held by ``store`` or ``sampled`` are not computed.
+
+    Batches are at work on all cores while the frames after them are read and the fields before them are used.
+    """
+    waiting: list[Pair] = []
+    at_work: deque[tuple[list[Pair], Future[list[Arrays]]]] = deque()
     broken: VideoReadError | None = None
     held = store.num_done if store is not None and store.exact else 0
-    try:
-        for position, (first, second) in enumerate(pairwise(sequence.read(convert_from=start))):
-            if first is None or second is None:
-                continue
-            if store is not None and position < held:
-                yield _field(sequence, position, first, second, store.read(position))
-                continue
-            waiting.append((position, first, second))
-            if len(waiting) == batch_size or position in sampled:
-                yield from _computed(sequence, tvnet, options, waiting, sampled)
-                waiting = []
-    except VideoReadError as error:  # the pairs before it are whole
-        broken = error
-    yield from _computed(sequence, tvnet, options, waiting, sampled)
+    with _solving(tvnet) as (pool, threads):
+
+        def solve(pairs: list[Pair]) -> None:
+            todo = [(first, second) for position, first, second in pairs if position not in sampled]
+            at_work.append((pairs, pool.submit(solve_pairs, tvnet, todo, options)))
+
+        def solved() -> Iterator[FlowField]:
+            pairs, arrays = at_work.popleft()
+            computed = iter(arrays.result())
+            for position, first, second in pairs:
+                found = sampled[position] if position in sampled else next(computed)
+                yield _field(sequence, position, first, second, found)
+
+        try:
+            for position, (first, second) in enumerate(pairwise(sequence.read(convert_from=start))):
+                if first is None or second is None:
+                    continue
+                if store is not None and position < held:
+                    yield _field(sequence, position, first, second, store.read(position))
+                    continue
+                waiting.append((position, first, second))
+                if len(waiting) == batch_size or position in sampled:
+                    solve(waiting)
+                    waiting = []
+                if len(at_work) > threads:
+                    yield from solved()
+        except VideoReadError as error:  # the pairs before it are whole
+            broken = error
+        if waiting:
+            solve(waiting)
+        while at_work:
+            yield from solved()
     if broken is not None:
         raise broken
 
@@ -155,14 +181,24 @@ def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) 
     starts = np.unique(clip_frames(len(sequence.frame_index), SAMPLED_FIELDS, 2)[:, 0])
     wanted = np.unique(np.concatenate((starts, starts + 1)))
     pictures = zip(wanted.tolist(), sequence.read(wanted.tolist()), strict=False)
-    sampled = {}
-    with suppress(VideoReadError):
-        for (position, first), (_, second) in pairwise(pictures):
-            if position in starts and first is not None and second is not None:
-                (sampled[position],) = solve_pairs(tvnet, [(first, second)], options)
+    at_work: dict[int, Future[list[Arrays]]] = {}
+    with _solving(tvnet) as (pool, _):
+        with suppress(VideoReadError):
+            for (position, first), (_, second) in pairwise(pictures):
+                if position in starts and first is not None and second is not None:
+                    at_work[position] = pool.submit(solve_pairs, tvnet, [(first, second)], options)
+        sampled = {position: future.result()[0] for position, future in at_work.items()}
     if not sampled:
         sampled[0] = next(compute_fields(sequence, tvnet, options)).arrays
     return sampled
+
+
+@contextmanager
+def _solving(tvnet: TVNet) -> Iterator[tuple[Executor, int]]:
+    """Threads for ``solve_pairs`` and their number: all cores, or two that feed a GPU."""
+    threads = torch.get_num_threads() if tvnet.u0.device.type == "cpu" else 2
+    with true_float32(), thread_pool(threads) as pool:
+        yield pool, threads
 
 
 @torch.inference_mode()
@@ -226,37 +262,24 @@ def solve_pairs(tvnet: TVNet, pairs: Sequence[tuple[Picture, Picture]], options:
     list of dict of name to ndarray
         As in ``FlowField.arrays``.
     """
+    if not pairs:
+        return []
     first, second = (
         torch.from_numpy(np.stack(frames)).to(tvnet.u0.device).movedim(-1, 1) for frames in zip(*pairs, strict=True)
     )
-    with true_float32():
-        levels = tvnet.flow_scales(first, second)
-        found = {"flow": levels[-1]}
-        if options.scales:
-            coarser = levels[-2::-1]
-            found |= {f"flow_scale_{number}": level for number, level in enumerate(coarser, start=1)}
-        if options.backward or options.occlusion:
-            backward = tvnet(second, first)
-            if options.backward:
-                found["backward"] = backward
-            if options.occlusion:
-                found["occlusion"] = occlusion(levels[-1], backward).to(torch.uint8)
+    levels = tvnet.flow_scales(first, second)
+    found = {"flow": levels[-1]}
+    if options.scales:
+        coarser = levels[-2::-1]
+        found |= {f"flow_scale_{number}": level for number, level in enumerate(coarser, start=1)}
+    if options.backward or options.occlusion:
+        backward = tvnet(second, first)
+        if options.backward:
+            found["backward"] = backward
+        if options.occlusion:
+            found["occlusion"] = occlusion(levels[-1], backward).to(torch.uint8)
     arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
     return [{name: array[number] for name, array in arrays.items()} for number in range(len(pairs))]
-
-
-def _computed(
-    sequence: FrameSequence,
-    tvnet: TVNet,
-    options: FieldOptions,
-    waiting: list[tuple[int, Picture, Picture]],
-    sampled: Mapping[int, Arrays],
-) -> Iterator[FlowField]:
-    pairs = [(first, second) for position, first, second in waiting if position not in sampled]
-    solved = iter(solve_pairs(tvnet, pairs, options) if pairs else [])
-    for position, first, second in waiting:
-        arrays = sampled[position] if position in sampled else next(solved)
-        yield _field(sequence, position, first, second, arrays)
 
 
 def _field(sequence: FrameSequence, position: int, first: Picture, second: Picture, arrays: Arrays) -> FlowField:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -24,7 +25,10 @@ SAMPLER_NUMBERS = {"authors": kernels.AUTHORS, "exact": kernels.EXACT, "bicubic"
 
 SEGMENT = 8  # iterations that the adjoint goes back at once: more need a longer ring, fewer more checkpoints
 
+PATIENCE = 2.0  # seconds before it is said what takes so long
+
 _scratch = threading.local()
+_begun: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor,
     """As ``operators.prepare``; fused for the authors' filter and for none."""
     if sigma not in ("authors", 0):
         return operators.prepare(first, second, sigma)
+    _compile("prepare", lambda: prepare(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), "authors"))
     prepared: tuple[Tensor, Tensor] = _Prepare.apply(first, second, sigma)  # type: ignore[no-untyped-call]
     return prepared
 
@@ -130,7 +135,8 @@ def median_filter(field: Tensor, size: int) -> Tensor:
     """As ``operators.median_filter``; fused for 5 x 5, where nothing asks for gradients."""
     if size != 5 or _needs_gradients(field):
         return operators.median_filter(field, size)
-    fields = field.detach().contiguous().numpy()
+    _compile("median", lambda: median_filter(torch.zeros(1, 1, 2, 2), 5))
+    fields = _array(field)
     filtered = np.empty_like(fields)
     batch, channels, height, width = fields.shape
 
@@ -161,6 +167,7 @@ def solve_warp(
     last: bool,
 ) -> tuple[Tensor, DualField | None]:
     """As ``operators.solve_warp``, float32 on the CPU."""
+    _compile("solve", _solve_example)
     p_x, p_y = p or (None, None)
     u, p_x, p_y = _SolveWarp.apply(
         first,
@@ -206,6 +213,7 @@ class _SolveWarp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _compile("back", lambda: _solve_example(torch.zeros(1, 2, 2, 2, requires_grad=True)).sum().backward())  # type: ignore[no-untyped-call]
         arguments = (*ctx.saved_tensors, *ctx.arguments)
         warp = _Warp(*arguments)
         u_a, p_x_a, p_y_a = (_array(gradient) for gradient in gradients)
@@ -321,6 +329,29 @@ class _Warp:
         height, width = self.layout.height, self.layout.width
         images = self.layout.floats("images", 3 * height * width).reshape(3, height, width)
         return self.layout, self.layout.state(), images
+
+
+def _compile(name: str, example: Callable[[], object]) -> None:
+    """Before the first use of a kernel: compile it, or load it from numba's cache. Says so if that takes long."""
+    if name in _begun:
+        return
+    _begun.add(name)
+    message = "compiling the flow solver for this processor, once: about half a minute"
+    timer = threading.Timer(PATIENCE, logging.getLogger(__name__).warning, [message])
+    timer.start()
+    try:
+        with torch.enable_grad():
+            example()
+    finally:
+        timer.cancel()
+
+
+def _solve_example(u: Tensor | None = None) -> Tensor:
+    """A warp of the smallest frames."""
+    frame, kernels = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
+    start = torch.zeros(1, 2, 2, 2) if u is None else u
+    options: dict[str, Any] = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3, "sampler": "exact", "ignore_outside": False}
+    return solve_warp(frame, frame, start, None, None, kernels, kernels, last=True, **options)[0]
 
 
 def _array(field: Tensor) -> kernels.Floats:

@@ -151,7 +151,7 @@ class TVNet(nn.Module):
         """
         _check_frames(first, second)
         first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
-        return self.solve_scales(*self.engine().prepare(first, second, self.options.presmoothing))
+        return self.solve_scales(*self._engine().prepare(first, second, self.options.presmoothing))
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
@@ -191,31 +191,33 @@ class TVNet(nn.Module):
             flows.append(self._solve_level(first_level, second_level, u, scale))
         return flows
 
-    def engine(self) -> Engine:
-        """The module that computes, by ``solver`` and by type and device of the parameters.
+    def solver_in_use(self) -> FlowSolver:
+        """``torch``, ``numba`` or ``triton``: what ``solver`` means for the type and the device of the parameters.
 
         Raises
         ------
         ValueError
             If the solver that was asked for does not serve them.
-        ImportError
-            If it was asked for and is not installed.
         """
-        device, single = self.u0.device.type, self.u0.dtype == torch.float32
-        if self.solver == "torch":
-            return operators
-        if single and device == "cpu" and self.solver in ("auto", "numba"):
+        device, single = self.u0.device, self.u0.dtype == torch.float32
+        serving = {"cpu": "numba", "cuda": "triton"}.get(device.type) if single else None
+        if self.solver == "auto":
+            return "numba" if serving == "numba" else "triton" if serving and _triton_serves(device) else "torch"
+        if self.solver not in ("torch", serving):
+            raise ValueError(f"the solver {self.solver} does not serve {self.u0.dtype} on {device.type}")
+        return self.solver
+
+    def _engine(self) -> Engine:
+        solver = self.solver_in_use()
+        if solver == "numba":
             from tvnet_cli.flow import solver_cpu
 
             return solver_cpu
-        on_gpu = single and device == "cuda"
-        if on_gpu and (self.solver == "triton" or (self.solver == "auto" and _triton_serves(self.u0.device))):
+        if solver == "triton":
             from tvnet_cli.flow import solver_cuda
 
             return solver_cuda
-        if self.solver == "auto":
-            return operators
-        raise ValueError(f"the solver {self.solver} does not serve {self.u0.dtype} on {device}")
+        return operators
 
     def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         if self.options.sampler == "authors":
@@ -225,7 +227,7 @@ class TVNet(nn.Module):
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
         options = self.options
-        engine = self.engine()
+        engine = self._engine()
         cost = edge_cost(first, options.edge_weight) if options.edge_weight else None
         p: DualField | None = None
         for warp_number in range(options.num_warps):
