@@ -228,7 +228,7 @@ def classic(effort: Effort, progress: Progress, known: Sequence[KnownPair] = ())
         per=len(pairs),
         figures={"endpoint_error_px": error, "peer_endpoint_error_px": peer_error},
         worse="" if error <= peer_error else "larger endpoint error",
-        remark=f"{len(known)} pairs of --pairs" if known else "drawn pairs",
+        remark="given pairs" if known else "drawn pairs",
     )
 
 

@@ -7,6 +7,7 @@ machine can only add to it.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ Progress = Callable[[str, int, int], None]  # stage, turns done, turns in all
 Reached = Literal["aim", "must", "no"]
 Unit = Literal["x", "s", "%"]
 
+# Seconds after which a call has no more turns: beside other busy programs, threads that wait for each other can take a
+# hundred times as long as alone.
+PATIENCE = 6.0
 INSTALL_PEERS = "opencv-contrib-python-headless is not installed: pip install 'tvnet[bench]'"
 
 
@@ -235,9 +239,10 @@ def interleave(
     Returns
     -------
     dict of name to dict of threads to Timing
-        The least of all turns.
+        The least of all turns, or of as many as ``PATIENCE`` allows.
     """
     threads = sorted({1, num_cores()}) if threads is None else threads
+    spent = dict.fromkeys(itertools.product(calls, threads), 0.0)
     best = {name: dict.fromkeys(threads, Timing(float("inf"), float("inf"))) for name in calls}
     counts = {}
     for name, call in calls.items():
@@ -250,7 +255,10 @@ def interleave(
         for count in threads:
             with num_threads(count):
                 for name, call in calls.items():
-                    best[name][count] = Timing(*map(min, best[name][count], _clocked(call, counts[name])))
+                    if spent[name, count] < PATIENCE:
+                        timing = _clocked(call, counts[name])
+                        best[name][count] = Timing(*map(min, best[name][count], timing))
+                        spent[name, count] += timing.wall * counts[name]
         progress(stage, done, repetitions)
     return best
 
