@@ -217,6 +217,7 @@ HAND_MADE = Report(
         Row(Claim("flow", "fast", 10, 5), 20.0, 15.0, 0.001, 0.02, figures={"max_difference_px": 2e-6}),
         Row(Claim("flow", "so-so", 10, 5), 7.0),
         Row(Claim("flow", "dear", 1.1, 1.3, smaller_is_better=True), 1.5),
+        Row(Claim("flow", "slow", 10, 5), 0.5),
         Row(Claim("flow", "wrong", 10, 5), 20.0, worse="the fields differ"),
         Row(Claim("flow", "start", 3, 5, "s", smaller_is_better=True), 2.5),
         Row(Claim("gpu", "absent", 6, 4), why_not="no <GPU>"),
@@ -227,6 +228,7 @@ HAND_MADE = Report(
 
 def test_the_table_line_by_line():
     lines = as_text(HAND_MADE).splitlines()
+    assert all(line == line.rstrip() for line in lines)
     assert lines[0] == "A & B, 2 cores, avx2, L1d 32 kB, L3 32 MB, no GPU"
     assert lines[1] == "torch 2, opencv not installed, load before 0.5"
     found = {words[0]: words[1:] for words in (re.split(r"\s{2,}", line.strip()) for line in lines) if words}
@@ -244,15 +246,18 @@ def test_the_picture_has_bars_on_a_logarithmic_axis_and_lines_at_the_marks():
     root = ElementTree.fromstring(as_picture(HAND_MADE))
     space = "{http://www.w3.org/2000/svg}"
     background, *bars = root.iter(f"{space}rect")
-    assert len(bars) == 4
-    long, middle, short, _ = (float(bar.get("width")) for bar in bars)
+    assert len(bars) == 5
+    long, middle, short, slow, _ = (float(bar.get("width")) for bar in bars)
     assert long / middle == pytest.approx(1.539, abs=0.01)  # log 20 / log 7
     assert long / short == pytest.approx(7.388, abs=0.05)  # log 20 / log 1.5
+    assert long / slow == pytest.approx(4.322, abs=0.03)  # log 20 / -log 0.5
+    ends = [float(bar.get("x")) + float(bar.get("width")) for bar in bars]
+    assert ends[3] == pytest.approx(float(bars[0].get("x")), abs=0.2)  # to the left of 1
     colours = [bar.get("fill") for bar in bars]
-    assert colours[2] == colours[3]
+    assert colours[2] == colours[3] == colours[4]
     assert len(set(colours)) == 3
     aim = [float(line.get("x1")) for line in root.iter(f"{space}line") if line.get("stroke-width")]
-    assert len(aim) == 8
+    assert len(aim) == 10
     assert background.get("fill") == "#fff"
     assert any(text.text == "no <GPU>" for text in root.iter(f"{space}text"))
 
