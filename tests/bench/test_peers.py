@@ -59,11 +59,12 @@ def test_the_peers_leave_their_frames_as_they_are(frames):
     assert all(torch.equal(frame, old) for frame, old in zip(frames, before, strict=True))
 
 
-def test_numpy_gives_the_12_measures():
+@pytest.mark.parametrize(("dtype", "precision"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+def test_numpy_gives_the_12_measures(dtype, precision):
     features = np.random.default_rng(0).random((6, 700), np.float32) + np.float32(1e-3)
     first, second = np.array([0, 1, 5]), np.array([3, 4, 0])
     np.testing.assert_allclose(
-        numpy_measures(features, first, second), pair_measures(features, first, second), rtol=1e-4
+        numpy_measures(features, first, second, dtype), pair_measures(features, first, second), rtol=precision
     )
 
 

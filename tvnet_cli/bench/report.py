@@ -33,6 +33,7 @@ FIGURES = {
     "network_seconds_a_video": "network {:.2f}",
     "gigabytes_a_second": "{:.0f} GB/s",
     "copy_gigabytes_a_second": "copy {:.0f} GB/s",
+    "float64_ratio": "against float64 {:.2f} x",
     "pairs_a_second": "{:.0f} pairs/s",
 }
 
