@@ -7,7 +7,6 @@ machine can only add to it.
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +22,9 @@ Progress = Callable[[str, int, int], None]  # stage, turns done, turns in all
 Reached = Literal["aim", "must", "no"]
 Unit = Literal["x", "s", "%"]
 
-# Seconds after which a call has no more turns: beside other busy programs, threads that wait for each other can take a
-# hundred times as long as alone.
-PATIENCE = 6.0
+# Seconds a call, after which there are no more turns with so many threads: beside other busy programs, threads that
+# wait for each other can take a hundred times as long as alone.
+PATIENCE = 8.0
 INSTALL_PEERS = "opencv-contrib-python-headless is not installed: pip install 'tvnet[bench]'"
 
 
@@ -242,7 +241,7 @@ def interleave(
         The least of all turns, or of as many as ``PATIENCE`` allows.
     """
     threads = sorted({1, num_cores()}) if threads is None else threads
-    spent = dict.fromkeys(itertools.product(calls, threads), 0.0)
+    spent = dict.fromkeys(threads, 0.0)
     best = {name: dict.fromkeys(threads, Timing(float("inf"), float("inf"))) for name in calls}
     counts = {}
     for name, call in calls.items():
@@ -253,12 +252,13 @@ def interleave(
     progress(stage, 0, repetitions)
     for done in range(1, repetitions + 1):
         for count in threads:
+            if spent[count] > PATIENCE * len(calls):
+                continue
+            started = time.perf_counter()
             with num_threads(count):
                 for name, call in calls.items():
-                    if spent[name, count] < PATIENCE:
-                        timing = _clocked(call, counts[name])
-                        best[name][count] = Timing(*map(min, best[name][count], timing))
-                        spent[name, count] += timing.wall * counts[name]
+                    best[name][count] = Timing(*map(min, best[name][count], _clocked(call, counts[name])))
+            spent[count] += time.perf_counter() - started
         progress(stage, done, repetitions)
     return best
 
