@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "tvnet_cli"
 FLOORS = [
     {"cli", "__main__"},
     {"progress"},
+    {"bench"},
     {"features", "aslan"},
     {"network"},
     {"flow"},

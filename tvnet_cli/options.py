@@ -235,6 +235,9 @@ def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+# What `tvnet bench` measures.
+BENCH_SUBJECTS = ("flow", "network", "features", "measures", "all")
+
 Scale = Literal["zscore", "l2", "none"]
 Solver = Literal["libsvm", "liblinear"]
 PairModel = Literal["svm", "oss"]
