@@ -258,3 +258,12 @@ def test_who_waits_long_for_the_compiler_is_told_why(monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [
         "compiling the flow solver for this processor, once: about half a minute"
     ]
+
+
+@pytest.mark.parametrize("size", [(31, 40), (7, 12), (37, 3), (50, 90), (2, 2)])
+def test_resizing_equals_the_reference(size):
+    image = torch.randn(2, 2, 37, 45)
+    for antialias in (True, False):
+        for name in ("resize", "resize_flow"):
+            found = getattr(solver_cpu, name)(image, size, antialias)
+            assert (found - getattr(operators, name)(image, size, antialias)).abs().max() < 1e-5

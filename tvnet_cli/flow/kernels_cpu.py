@@ -282,26 +282,33 @@ def _inside(x, y, u, v, height, width):
     return ZERO <= to_x <= np.float32(width - 1) and ZERO <= to_y <= np.float32(height - 1)
 
 
-@compiled
-def _read_bicubic(second, grid_x, grid_y, u, v, warped):
-    height, width = second.shape
-    for y in range(height):
-        for x in range(width):
-            at_x = _position(x, ZERO, u[y, x], width, BICUBIC)
-            at_y = _position(y, ZERO, v[y, x], height, BICUBIC)
-            x0, y0 = int(at_x), int(at_y)
-            wx, wy = _cubic(at_x - np.float32(x0)), _cubic(at_y - np.float32(y0))
-            ax, cx, dx = max(x0 - 1, 0), min(x0 + 1, width - 1), min(x0 + 2, width - 1)
-            total = ZERO
+@exact_row_kernel
+def _cells(n, pixel, step, displacement, length, lower, fraction):
+    """For a row of positions inside the picture the pixel before each and how far behind it lies."""
+    for i in range(n):
+        position = _position(pixel + i * step, ZERO, displacement[i], length, BICUBIC)
+        below = np.floor(position)
+        lower[i], fraction[i] = np.int32(below), position - below
+
+
+@row_kernel
+def _read_bicubic(n, height, width, lower_x, lower_y, fraction_x, fraction_y, image, out):
+    """One row of an image at positions given by ``_cells``."""
+    for x in range(n):
+        x0, y0 = lower_x[x], lower_y[x]
+        wx, wy = _cubic(fraction_x[x]), _cubic(fraction_y[x])
+        total = ZERO
+        if 1 <= x0 < width - 2 and 1 <= y0 < height - 2:
+            k = (y0 - 1) * width + x0 - 1
             for i in range(4):
-                row = min(max(y0 - 1 + i, 0), height - 1)
-                total += wy[i] * (
-                    wx[0] * second[row, ax]
-                    + wx[1] * second[row, x0]
-                    + wx[2] * second[row, cx]
-                    + wx[3] * second[row, dx]
-                )
-            warped[y, x] = total
+                total += wy[i] * (wx[0] * image[k] + wx[1] * image[k + 1] + wx[2] * image[k + 2] + wx[3] * image[k + 3])
+                k += width
+        else:
+            for i in range(4):
+                row = min(max(y0 - 1 + i, 0), height - 1) * width
+                for j in range(4):
+                    total += wy[i] * wx[j] * image[row + min(max(x0 - 1 + j, 0), width - 1)]
+        out[x] = total
 
 
 @row_kernel
@@ -332,21 +339,21 @@ def linearise(first, second, u, grid_x, grid_y, sampler, ignore_outside, images,
     frame, for the bicubic one that of the warped frame.
     """
     height, width = first.shape
-    if sampler == BICUBIC:
-        _read_bicubic(second, grid_x, grid_y, u[0], u[1], images[0])
-        centered_gradient(images[0], images[1], images[2])
-    else:
-        centered_gradient(second, images[1], images[2])
     size = height * width
-    flat_u, flat_images, flat_first, flat_second = (
-        u.reshape(-1),
-        images.reshape(-1),
-        first.reshape(-1),
-        second.reshape(-1),
-    )
+    flat_u, flat_images = u.reshape(-1), images.reshape(-1)
+    flat_first, flat_second = first.reshape(-1), second.reshape(-1)
     pixels, weights = np.empty(4 * width, np.int32), np.empty(4 * width, np.float32)
     x0, x1, y0, y1 = _at(pixels, 0), _at(pixels, width), _at(pixels, 2 * width), _at(pixels, 3 * width)
     right, left, below, above = _at(weights, 0), _at(weights, width), _at(weights, 2 * width), _at(weights, 3 * width)
+    if sampler == BICUBIC:
+        for y in range(height):
+            _cells(width, 0, 1, _at(flat_u, y * width), width, x0, right)
+            _cells(width, y, 0, _at(flat_u, size + y * width), height, y0, below)
+            target = _at(flat_images, y * width)
+            _read_bicubic(width, height, width, x0, y0, right, below, _at(flat_second, 0), target)
+        centered_gradient(images[0], images[1], images[2])
+    else:
+        centered_gradient(second, images[1], images[2])
     for y in range(height):
         o, r = (y + 1) * stride + PAD, y * width
         u_row, v_row, warped = _at(flat_u, r), _at(flat_u, size + r), _at(flat_images, r)
@@ -435,6 +442,33 @@ def extremes(level):
         for x in range(level.shape[1]):
             lowest, highest = min(lowest, level[y, x]), max(highest, level[y, x])
     return lowest, highest
+
+
+@row_kernel
+def _add_row(n, weight, source, target):
+    for i in range(n):
+        target[i] += weight * source[i]
+
+
+@compiled
+def resize_areas(image, first_rows, row_weights, first_columns, column_weights, tall, out):
+    """One picture (H, W) to another size, each axis by the taps of ``operators.area_taps``.
+
+    ``first_rows`` and ``first_columns`` are the pixels of the first taps, which may lie outside: borders repeat.
+    ``tall`` (height, W) is scratch.
+    """
+    height, width = image.shape
+    flat, flat_tall = image.reshape(-1), tall.reshape(-1)
+    tall[:] = ZERO
+    for y in range(out.shape[0]):
+        for tap in range(row_weights.shape[0]):
+            row = min(max(first_rows[y] + tap, 0), height - 1)
+            _add_row(width, row_weights[tap, y], _at(flat, row * width), _at(flat_tall, y * width))
+        for x in range(out.shape[1]):
+            total = ZERO
+            for tap in range(column_weights.shape[0]):
+                total += column_weights[tap, x] * tall[y, min(max(first_columns[x] + tap, 0), width - 1)]
+            out[y, x] = total
 
 
 @row_kernel

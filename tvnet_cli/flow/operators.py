@@ -150,23 +150,39 @@ def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Ten
     return F.interpolate(image, size=size, mode="bilinear", align_corners=True)
 
 
+def area_taps(old: int, length: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel of a resized axis comes from, by triangle weights.
+
+    Parameters
+    ----------
+    old, length : int, pixels
+        Lengths before and after.
+
+    Returns
+    -------
+    (Tensor, Tensor), (length,) int64 and (taps, length) float64
+        The pixel of the first tap, which may lie outside, and the weights of it and of those after it; their sum is 1.
+    """
+    reach = max(1.0, old / length)
+    centres = (torch.arange(length, dtype=torch.float64) + 0.5) * (old / length) - 0.5
+    first = (centres - reach).ceil()
+    pixels = first + torch.arange(int(2 * reach) + 1, dtype=torch.float64)[:, None]
+    weights = (1 - (pixels - centres).abs() / reach).clamp(min=0)
+    return first.long(), weights / weights.sum(0)
+
+
 def _resize_areas(image: Tensor, length: int, axis: int) -> Tensor:
     """Resize one axis by triangle weights; the border pixel repeats.
 
     Tap by tap, because the last bits of torch's own anti-aliased resize depend on the batch.
     """
-    old = image.shape[axis]
-    reach = max(1.0, old / length)
-    centres = (torch.arange(length, dtype=torch.float64, device=image.device) + 0.5) * (old / length) - 0.5
-    taps = torch.arange(int(2 * reach) + 1, dtype=torch.float64, device=image.device)
-    pixels = (centres - reach).ceil() + taps[:, None]
-    weights = (1 - (pixels - centres).abs() / reach).clamp(min=0)
-    weights = (weights / weights.sum(0)).to(image.dtype)
+    first, weights = (part.to(image.device) for part in area_taps(image.shape[axis], length))
+    weights = weights.to(image.dtype)
     if axis == 2:
         weights = weights.unsqueeze(2)
     total = image.new_zeros(())
-    for weight, index in zip(weights, pixels.long().clamp(0, old - 1), strict=True):
-        total = total + weight * image.index_select(axis, index)
+    for tap, weight in enumerate(weights):
+        total = total + weight * image.index_select(axis, (first + tap).clamp(0, image.shape[axis] - 1))
     return total
 
 
@@ -186,10 +202,14 @@ def resize_flow(flow: Tensor, size: tuple[int, int], antialias: bool = False) ->
     Tensor, (B, 2, height, width), pixels of the new grid
         The ratio is that of what ``resize`` keeps in place: the distances between corner pixels, or the sides.
     """
+    return resize(flow, size, antialias) * flow_ratio(flow, size, antialias)
+
+
+def flow_ratio(flow: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """By what ``resize_flow`` multiplies: (2, 1, 1)."""
     spans = [(side, old) if antialias else (side - 1, old - 1) for side, old in zip(size, flow.shape[-2:], strict=True)]
     (height, old_height), (width, old_width) = spans
-    ratio = flow.new_tensor([width / old_width, height / old_height])
-    return resize(flow, size, antialias) * ratio[:, None, None]
+    return flow.new_tensor([width / old_width, height / old_height])[:, None, None]
 
 
 def warp(image: Tensor, flow: Tensor, sampler: Sampler = "exact") -> Tensor:

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -38,11 +40,20 @@ class _Layout:
     height: int
     width: int
 
-    @property
+    @cached_property
+    def grids(self) -> tuple[kernels.Floats, kernels.Floats, kernels.Floats]:
+        """The authors' grids of x and y, and 1 in all columns but the last."""
+        not_last = np.ones(self.width, np.float32)
+        not_last[-1] = 0
+        # torch's linspace, whose last bits the authors' sampler depends on.
+        grid_x, grid_y = (torch.linspace(-1, 1, length).numpy() for length in (self.width, self.height))
+        return grid_x, grid_y, not_last
+
+    @cached_property
     def stride(self) -> int:
         return -(-(self.width + 2 * kernels.PAD) // 16) * 16
 
-    @property
+    @cached_property
     def plane(self) -> int:
         """Floats in a plane; not a multiple of 4096 bytes, since pixels at such distances evict each other."""
         return -(-(self.height + 2) * self.stride // 1024) * 1024 + 80
@@ -65,6 +76,9 @@ class _Layout:
         return held[:size]
 
 
+_layout = functools.lru_cache(256)(_Layout)
+
+
 def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
     """As ``operators.prepare``; fused for the authors' filter and for none."""
     if sigma not in ("authors", 0):
@@ -82,7 +96,7 @@ class _Prepare(torch.autograd.Function):
         frames = _array(first), _array(second)
         batch, _, height, width = first.shape
         prepared = np.empty((2, batch, 1, height, width), np.float32)
-        layout, taps = _Layout(height, width), _taps(sigma)
+        layout, taps = _layout(height, width), _taps(sigma)
 
         def work(pair: int) -> None:
             levels = layout.floats("images", 2 * height * width).reshape(2, height, width)
@@ -102,7 +116,7 @@ class _Prepare(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         frames = ctx.saved_tensors
         arrays = [_array(gradient) for gradient in gradients]
-        layout, taps = _Layout(*frames[0].shape[2:]), _taps(ctx.sigma)
+        layout, taps = _layout(*frames[0].shape[2:]), _taps(ctx.sigma)
         blurred = [np.empty_like(array) for array in arrays]
         back = [torch.empty_like(frame) for frame in frames]
 
@@ -131,6 +145,36 @@ def _taps(sigma: Presmoothing) -> kernels.Floats:
     return np.array(list(operators.GAUSSIAN_TAPS.values()) if sigma == "authors" else [], np.float32)
 
 
+def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """As ``operators.resize``; fused with ``antialias``, where nothing asks for gradients."""
+    if not antialias or image.shape[-2:] == size or _needs_gradients(image):
+        return operators.resize(image, size, antialias)
+    _compile("resize", lambda: resize(torch.zeros(1, 1, 2, 2), (3, 3), True))
+    images = _array(image)
+    batch, channels, height, width = images.shape
+    resized = np.empty((batch, channels, *size), np.float32)
+    rows, columns = _area_taps(height, size[0]), _area_taps(width, size[1])
+
+    def work(number: int) -> None:
+        tall = _layout(height, width).floats("images", size[0] * width).reshape(size[0], width)
+        for channel in range(channels):
+            kernels.resize_areas(images[number, channel], *rows, *columns, tall, resized[number, channel])
+
+    _for_each_pair(batch, work)
+    return torch.from_numpy(resized)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """As ``operators.resize_flow``, by ``resize``."""
+    return resize(flow, size, antialias) * operators.flow_ratio(flow, size, antialias)
+
+
+@functools.lru_cache(256)
+def _area_taps(old: int, length: int) -> tuple[NDArray[np.int64], kernels.Floats]:
+    first, weights = operators.area_taps(old, length)
+    return first.numpy(), weights.float().numpy()
+
+
 def median_filter(field: Tensor, size: int) -> Tensor:
     """As ``operators.median_filter``; fused for 5 x 5, where nothing asks for gradients."""
     if size != 5 or _needs_gradients(field):
@@ -141,7 +185,7 @@ def median_filter(field: Tensor, size: int) -> Tensor:
     batch, channels, height, width = fields.shape
 
     def work(number: int) -> None:
-        layout = _Layout(height, width)
+        layout = _layout(height, width)
         padded, rows = layout.margins(), layout.floats("images", 5 * (width + 4))
         for channel in range(channels):
             kernels.median5(fields[number, channel], padded, rows, filtered[number, channel])
@@ -274,13 +318,8 @@ class _Warp:
         self.kernels[:, 1] = _array(gradient_kernels).reshape(-1, 8) * np.float64(step)
         self.sampler = SAMPLER_NUMBERS[sampler]
         self.ignore_outside, self.last = ignore_outside, last
-        height, width = self.u.shape[2:]
-        self.layout = _Layout(height, width)
-        not_last = np.ones(width, np.float32)
-        not_last[-1] = 0
-        # torch's linspace, whose last bits the authors' sampler depends on.
-        grid_x, grid_y = (torch.linspace(-1, 1, length).numpy() for length in (width, height))
-        self.grids = grid_x, grid_y, not_last
+        self.layout = _layout(*self.u.shape[2:])
+        self.grids = self.layout.grids
 
     def fields(self, pair: int) -> tuple[kernels.Floats, ...]:
         """first, second, u, p_x, p_y and cost of one pair."""

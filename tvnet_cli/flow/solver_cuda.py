@@ -722,4 +722,6 @@ def _step_back(
     tl.store(new_u_bar + plane + here, u_bar_2, mask=inside)
 
 
-prepare, median_filter = operators.prepare, operators.median_filter  # once a pair, or once a warp: torch serves
+# Once a pair, a level or a warp: torch serves.
+prepare, resize, resize_flow = operators.prepare, operators.resize, operators.resize_flow
+median_filter = operators.median_filter

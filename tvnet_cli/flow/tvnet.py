@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tvnet_cli.flow import operators
-from tvnet_cli.flow.operators import DualField, Number, edge_cost, resize, resize_flow
+from tvnet_cli.flow.operators import DualField, Number, edge_cost
 from tvnet_cli.options import FLOW_SOLVERS, MIN_FRAME_SIDE, FlowSolver, Presmoothing, Sampler, TVNetOptions
 
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
@@ -38,6 +38,8 @@ class Engine(Protocol):
         last: bool,
     ) -> tuple[Tensor, DualField | None]: ...
     def median_filter(self, field: Tensor, size: int) -> Tensor: ...
+    def resize(self, image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor: ...
+    def resize_flow(self, flow: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor: ...
 
 
 class TVNet(nn.Module):
@@ -181,13 +183,14 @@ class TVNet(nn.Module):
         options = self.options
         height, width = first.shape[-2:]
         sizes = pyramid_sizes(height, width, options.num_scales, options.zoom_factor, options.coarsest_side)
+        engine = self._engine()
         flows: list[Tensor] = []
         for scale, size in reversed(list(enumerate(sizes))):
             if flows:
                 u = self._to_finer_level(flows[-1], size)
             else:
-                u = resize_flow(self.u0, size, options.antialias).expand(first.shape[0], -1, -1, -1)
-            first_level, second_level = (resize(frame, size, options.antialias) for frame in (first, second))
+                u = engine.resize_flow(self.u0, size, options.antialias).expand(first.shape[0], -1, -1, -1)
+            first_level, second_level = (engine.resize(frame, size, options.antialias) for frame in (first, second))
             flows.append(self._solve_level(first_level, second_level, u, scale))
         return flows
 
@@ -221,8 +224,8 @@ class TVNet(nn.Module):
 
     def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
         if self.options.sampler == "authors":
-            return resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
-        return resize_flow(u, size, self.options.antialias)
+            return operators.resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
+        return self._engine().resize_flow(u, size, self.options.antialias)
 
     def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
