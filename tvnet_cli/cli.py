@@ -44,9 +44,6 @@ from tvnet_cli.options import (
 )
 from tvnet_cli.video.files import find_videos
 
-# The threads of torch wait for work without taking the cores from those that have some. Read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 PATH = click.Path(path_type=Path)
 FAILED, INTERRUPTED = 1, 130
 

@@ -32,6 +32,9 @@ NUM_CHANGING, NUM_PLANES = 6, 11
 # Planes of the adjoint state: of u, p, gradient, inverse, rho and edge; the same numbers as above.
 
 PAD = 8  # columns left and right of each row
+# Rows are worked on in whole vectors, also those whose length is no multiple of them: what lies behind their end is 0
+# and stays 0. So long is the longest vector of today, in columns.
+VECTOR = 16
 CACHE_BYTES = 256 * 1024  # of the rows that a wavefront works on: half of the smallest second cache of today
 STRIP = 512  # columns
 
@@ -172,12 +175,12 @@ def iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_la
 
 @compiled
 def clear_borders(state, plane, stride, height, width, planes):
-    """Zeros around the fields: left of and above p, right of and below u, and of their adjoints."""
+    """Zeros around the fields."""
     for c in range(planes):
         for y in range(height + 2):
             row = c * plane + y * stride
-            state[row + PAD - 1] = ZERO
-            state[row + PAD + width] = ZERO
+            state[row : row + PAD] = ZERO
+            state[row + PAD + width : row + stride] = ZERO
         for x in range(stride):
             state[c * plane + x] = ZERO
             state[c * plane + (height + 1) * stride + x] = ZERO
@@ -383,9 +386,10 @@ def solve_pair(
 
     Empty arrays stand for a cost of 1 everywhere, for a dual field of 0, and for one that nobody asks for.
     """
-    height, width = first.shape
+    height = first.shape[0]
     begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
-    iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, 0, kernels.size // 16, last)
+    columns = not_last.size
+    iterate(state, plane, stride, height, columns, kernels, limit, epsilon, not_last, 0, kernels.size // 16, last)
     for c in range(2):
         store(state, c * plane, stride, new_u[c])
         if new_p_x.size:
@@ -934,7 +938,7 @@ def solve_pair_back(
     The forward way is gone again, in segments: the state before each of them is held in ``checkpoints``.
     """
     height, width = first.shape
-    num_iterations = kernels.size // 16
+    num_iterations, columns = kernels.size // 16, not_last.size
     block = NUM_CHANGING * plane
     begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
     starts = range(0, num_iterations, segment)
@@ -942,7 +946,7 @@ def solve_pair_back(
         checkpoints[number * block : (number + 1) * block] = state[:block]
         if start + segment < num_iterations:
             stop = start + segment
-            iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_last, start, stop, False)
+            iterate(state, plane, stride, height, columns, kernels, limit, epsilon, not_last, start, stop, False)
     adjoint[:] = ZERO
     for c in range(2):
         load(u_a[c], adjoint, c * plane, stride)
@@ -954,7 +958,7 @@ def solve_pair_back(
         if stop < num_iterations:  # the last segment lies in the state as it is
             state[:block] = checkpoints[number * block : (number + 1) * block]
         iterate_back(
-            state, ring, rows, adjoint, gradients, plane, stride, height, width, kernels, limit, epsilon, not_last,
+            state, ring, rows, adjoint, gradients, plane, stride, height, columns, kernels, limit, epsilon, not_last,
             start, stop, last and stop == num_iterations, sums,
         )  # fmt: skip
     linearise_back(

@@ -110,20 +110,24 @@ def smooth(image: Tensor, sigma: Presmoothing = "authors") -> Tensor:
     return image
 
 
-def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
+def prepare(
+    first: Tensor, second: Tensor, sigma: Presmoothing, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """What the solver reads: grey levels of a pair, stretched to 0..255 and smoothed.
 
     Parameters
     ----------
-    first, second : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, float, 0..255
+    first, second : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, any number type, 0..255
     sigma : float, pixels, or "authors"
         As for ``smooth``.
+    dtype : torch.dtype
+        Of the arithmetic and the result.
 
     Returns
     -------
     (Tensor, Tensor), (B, 1, H, W)
     """
-    first, second = stretch_range(grey(first), grey(second))
+    first, second = stretch_range(grey(first.to(dtype)), grey(second.to(dtype)))
     return smooth(first, sigma), smooth(second, sigma)
 
 
@@ -202,6 +206,8 @@ def resize_flow(flow: Tensor, size: tuple[int, int], antialias: bool = False) ->
     Tensor, (B, 2, height, width), pixels of the new grid
         The ratio is that of what ``resize`` keeps in place: the distances between corner pixels, or the sides.
     """
+    if flow.shape[-2:] == size:
+        return flow
     return resize(flow, size, antialias) * flow_ratio(flow, size, antialias)
 
 

@@ -42,21 +42,21 @@ class _Layout:
 
     @cached_property
     def grids(self) -> tuple[kernels.Floats, kernels.Floats, kernels.Floats]:
-        """The authors' grids of x and y, and 1 in all columns but the last."""
-        not_last = np.ones(self.width, np.float32)
-        not_last[-1] = 0
+        """The authors' grids of x and y, and 1 in all columns but the last, to the end of a vector."""
+        not_last = np.zeros(_up_to(self.width, kernels.VECTOR), np.float32)
+        not_last[: self.width - 1] = 1
         # torch's linspace, whose last bits the authors' sampler depends on.
         grid_x, grid_y = (torch.linspace(-1, 1, length).numpy() for length in (self.width, self.height))
         return grid_x, grid_y, not_last
 
     @cached_property
     def stride(self) -> int:
-        return -(-(self.width + 2 * kernels.PAD) // 16) * 16
+        return _up_to(self.width, kernels.VECTOR) + 2 * kernels.PAD
 
     @cached_property
     def plane(self) -> int:
         """Floats in a plane; not a multiple of 4096 bytes, since pixels at such distances evict each other."""
-        return -(-(self.height + 2) * self.stride // 1024) * 1024 + 80
+        return _up_to((self.height + 2) * self.stride, 1024) + 80
 
     def state(self, name: str = "state") -> kernels.Floats:
         """The planes of a state, in memory of this thread."""
@@ -76,13 +76,22 @@ class _Layout:
         return held[:size]
 
 
+def _up_to(number: int, multiple: int) -> int:
+    """The next multiple that is not smaller."""
+    return -(-number // multiple) * multiple
+
+
 _layout = functools.lru_cache(256)(_Layout)
 
 
-def prepare(first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
-    """As ``operators.prepare``; fused for the authors' filter and for none."""
+def prepare(
+    first: Tensor, second: Tensor, sigma: Presmoothing, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """As ``operators.prepare``, float32; fused for the authors' filter and for none."""
     if sigma not in ("authors", 0):
         return operators.prepare(first, second, sigma)
+    if first.dtype != torch.uint8 or second.dtype != torch.uint8:
+        first, second = first.to(dtype), second.to(dtype)
     _compile("prepare", lambda: prepare(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), "authors"))
     prepared: tuple[Tensor, Tensor] = _Prepare.apply(first, second, sigma)  # type: ignore[no-untyped-call]
     return prepared
@@ -93,7 +102,7 @@ class _Prepare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]:
-        frames = _array(first), _array(second)
+        frames = first.detach().numpy(), second.detach().numpy()
         batch, _, height, width = first.shape
         prepared = np.empty((2, batch, 1, height, width), np.float32)
         layout, taps = _layout(height, width), _taps(sigma)
@@ -101,7 +110,7 @@ class _Prepare(torch.autograd.Function):
         def work(pair: int) -> None:
             levels = layout.floats("images", 2 * height * width).reshape(2, height, width)
             for level, frame in zip(levels, frames, strict=True):
-                kernels.grey(frame[pair], level)
+                kernels.grey(np.ascontiguousarray(frame[pair], np.float32), level)
             lowest, highest = kernels.extremes(levels.reshape(2 * height, width))
             for level, out in zip(levels, prepared[:, pair, 0], strict=True):
                 kernels.stretch_and_blur(level, lowest, highest, taps, layout.margins(), out)
@@ -166,6 +175,8 @@ def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Ten
 
 def resize_flow(flow: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """As ``operators.resize_flow``, by ``resize``."""
+    if flow.shape[-2:] == size:
+        return flow
     return resize(flow, size, antialias) * operators.flow_ratio(flow, size, antialias)
 
 
@@ -394,7 +405,8 @@ def _solve_example(u: Tensor | None = None) -> Tensor:
 
 
 def _array(field: Tensor) -> kernels.Floats:
-    array: kernels.Floats = field.detach().contiguous().numpy()
+    # Not copied by torch, whose threads would go on to wait for more work, on the cores of ours.
+    array: kernels.Floats = np.ascontiguousarray(field.detach().numpy())
     return array
 
 

@@ -19,7 +19,9 @@ COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
 class Engine(Protocol):
     """Who does the heavy work: ``operators``, the reference, or a module that does the same faster."""
 
-    def prepare(self, first: Tensor, second: Tensor, sigma: Presmoothing) -> tuple[Tensor, Tensor]: ...
+    def prepare(
+        self, first: Tensor, second: Tensor, sigma: Presmoothing, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]: ...
     def solve_warp(
         self,
         first: Tensor,
@@ -152,8 +154,8 @@ class TVNet(nn.Module):
             The coarsest first. The last is what ``forward`` returns.
         """
         _check_frames(first, second)
-        first, second = first.to(self.u0.dtype), second.to(self.u0.dtype)
-        return self.solve_scales(*self._engine().prepare(first, second, self.options.presmoothing))
+        prepared = self._engine().prepare(first, second, self.options.presmoothing, self.u0.dtype)
+        return self.solve_scales(*prepared)
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
