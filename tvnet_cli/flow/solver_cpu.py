@@ -386,14 +386,18 @@ def _compile(name: str, example: Callable[[], object]) -> None:
     if name in _begun:
         return
     _begun.add(name)
-    message = "compiling the flow solver for this processor, once: about half a minute"
-    timer = threading.Timer(PATIENCE, logging.getLogger(__name__).warning, [message])
+    timer = threading.Timer(PATIENCE, _say_why)
     timer.start()
     try:
         with torch.enable_grad():
             example()
     finally:
         timer.cancel()
+
+
+@functools.cache
+def _say_why() -> None:
+    logging.getLogger(__name__).warning("compiling the flow solver for this processor, once: about half a minute")
 
 
 def _solve_example(u: Tensor | None = None) -> Tensor:
