@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,12 +208,11 @@ def test_a_damaged_feature_file_is_named(here):
 def test_films_to_result(shared_data, tmp_path, monkeypatch):
     """Real films of two actions in four sequences, folds by sequence, through the whole chain."""
     from tvnet_cli.features import extract
-    from tvnet_cli.options import ExtractOptions
 
     whole = extract.extract_features
 
-    def one_clip(videos, output, models, **arguments):
-        return whole(videos, output, models, options=ExtractOptions(streams=tuple(models), num_clips=1), **arguments)
+    def one_clip(*arguments, options, **more):
+        return whole(*arguments, options=replace(options, num_clips=1), **more)
 
     monkeypatch.setattr(extract, "extract_features", one_clip)
     actions, features = shared_data / "actions", tmp_path / "f.h5"

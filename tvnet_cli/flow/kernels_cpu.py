@@ -16,8 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.targetconfig import Option
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -47,7 +46,7 @@ EPS = np.float32(EPSILON)
 class _NoAliasCompiler(CompilerBase):
     """The usual compiler, told that the pointers a function takes lead to separate memory.
 
-    Without it LLVM would have to check at run time which of a dozen rows overlap, gives up, and makes scalar code.
+    Without it LLVM has to check for each row which of a dozen pointers overlap, or gives up and makes scalar code.
     """
 
     def define_pipelines(self) -> list[Any]:
@@ -55,21 +54,14 @@ class _NoAliasCompiler(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]  # type: ignore[no-untyped-call]
 
 
-def _knows_noalias() -> bool:
-    from numba.core.compiler import Flags
-
-    return isinstance(getattr(Flags, "noalias", None), Option)
-
-
 COMPILER: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": True}
-# Where numba no longer knows the flag, rows are worked on one number at a time: slower, and as right.
-ROW_COMPILER: dict[str, Any] = {"pipeline_class": _NoAliasCompiler} if _knows_noalias() else {}
+# Where numba no longer knows the flag, rows are slower, and as right.
+ROW_COMPILER: dict[str, Any] = {"pipeline_class": _NoAliasCompiler} if hasattr(Flags, "noalias") else {}
 
 compiled = numba.njit(fastmath=True, **COMPILER)
 compiled_exactly = numba.njit(fastmath=False, **COMPILER)  # where the last bit decides; unset, it is the caller's
 inlined = numba.njit(fastmath=True)  # LLVM inlines what is small
 row_kernel = numba.njit(fastmath=True, **COMPILER, **ROW_COMPILER)
-exact_row_kernel = numba.njit(fastmath=False, **COMPILER, **ROW_COMPILER)
 
 
 def _pointer(typing_context: Any, array: Any, index: Any) -> Any:
@@ -146,6 +138,7 @@ def iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_la
     """Iterations ``first`` to ``stop`` of a state; with ``last`` the last of them does not update p.
 
     ``kernels`` is (iterations * 16): for each iteration those of the divergence, then those of the gradient, folded.
+    ``width`` may count columns behind the end of the rows, up to a whole vector.
     """
     strip = width if width <= STRIP + STRIP // 2 else STRIP
     chunks = -(-(stop - first) // max(4, CACHE_BYTES // (4 * NUM_PLANES * strip)))
@@ -238,7 +231,7 @@ def _position(pixel, grid, displacement, length, sampler):
     return min(max(np.float32(pixel) + displacement, ZERO), size - ONE)
 
 
-@exact_row_kernel
+@row_kernel
 def _corners(n, pixel, step, grid, displacement, length, sampler, lower, upper, near, far):
     """For a row of positions the two pixels around each, and the weights of the upper and of the lower one.
 
@@ -285,7 +278,7 @@ def _inside(x, y, u, v, height, width):
     return ZERO <= to_x <= np.float32(width - 1) and ZERO <= to_y <= np.float32(height - 1)
 
 
-@exact_row_kernel
+@row_kernel
 def _cells(n, pixel, step, displacement, length, lower, fraction):
     """For a row of positions inside the picture the pixel before each and how far behind it lies."""
     for i in range(n):
