@@ -247,6 +247,22 @@ def test_rows_are_worked_on_by_vectors(kernel, arguments):
     assert "vector.memcheck" not in optimised
 
 
+def test_frames_that_are_not_numbers_spoil_their_own_gradients_alone():
+    fields, options = random_warp(17, 33, "exact", helpers=True)
+    before = gradients(solver_cpu, fields, options)
+    larger, _ = random_warp(40, 33, "exact", helpers=True)  # fills more rows of the memory that both work in
+    gradients(solver_cpu, [larger[0], torch.full_like(larger[1], torch.nan), *larger[2:]], options)
+    for one, other in zip(gradients(solver_cpu, fields, options), before, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_compiled_code_is_not_kept_where_there_is_no_place(monkeypatch):
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    assert not kernels_cpu._can_cache()
+    monkeypatch.undo()
+    assert kernels_cpu._can_cache()
+
+
 def test_who_waits_long_for_the_compiler_is_told_why(monkeypatch, caplog):
     monkeypatch.setattr(solver_cpu, "PATIENCE", 0.01)
     monkeypatch.setattr(solver_cpu, "_begun", set())

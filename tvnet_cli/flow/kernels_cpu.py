@@ -54,7 +54,16 @@ class _NoAliasCompiler(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]  # type: ignore[no-untyped-call]
 
 
-COMPILER: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": True}
+def _can_cache() -> bool:
+    """Whether numba finds a folder to keep compiled code in: beside this file, in the user's cache or as told."""
+    try:
+        numba.njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+COMPILER: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": _can_cache()}
 # Where numba no longer knows the flag, rows are slower, and as right.
 ROW_COMPILER: dict[str, Any] = {"pipeline_class": _NoAliasCompiler} if hasattr(Flags, "noalias") else {}
 
@@ -934,6 +943,7 @@ def solve_pair_back(
     num_iterations, columns = kernels.size // 16, not_last.size
     block = NUM_CHANGING * plane
     begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
+    ring[:] = ZERO  # the row below the last one counts 0 times, which only numbers survive
     starts = range(0, num_iterations, segment)
     for number, start in enumerate(starts):
         checkpoints[number * block : (number + 1) * block] = state[:block]
