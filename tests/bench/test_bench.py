@@ -66,7 +66,7 @@ def test_every_claim_has_a_row(everything):
     assert {row.claim.subject for row in everything.rows} == {"flow", "gpu", "network", "features", "measures"}
     for row in everything.rows:
         assert (row.value is None) == bool(row.why_not), row
-        assert row.value is None or row.value > 0
+        assert row.value is None or row.value > 0 or "peak memory" in row.claim.text  # small ones need none
 
 
 def test_agreement_is_computed(everything):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -254,6 +257,23 @@ def test_frames_that_are_not_numbers_spoil_their_own_gradients_alone():
     gradients(solver_cpu, [larger[0], torch.full_like(larger[1], torch.nan), *larger[2:]], options)
     for one, other in zip(gradients(solver_cpu, fields, options), before, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_run_that_compiles_gives_what_all_later_ones_give(tmp_path):
+    code = (
+        "import hashlib, torch; from tvnet_cli import TVNet\n"
+        "noise = torch.arange(2 * 40 * 50.0).mul(2.1).sin().reshape(2, 1, 40, 50)\n"
+        "first, second = torch.nn.functional.avg_pool2d(noise, 3, 1)\n"
+        "with torch.inference_mode(): flow = TVNet(num_iterations=9)(99 + 90 * first[None], 99 + 90 * second[None])\n"
+        "print(hashlib.sha256(flow.numpy().tobytes()).hexdigest(), float(flow.abs().max()) > 0.1)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    compiling, later = (
+        subprocess.run(command, check=True, env=environment, capture_output=True, text=True) for _ in "12"
+    )
+    assert compiling.stdout == later.stdout
+    assert "True" in later.stdout
 
 
 def test_compiled_code_is_not_kept_where_there_is_no_place(monkeypatch):

@@ -11,10 +11,12 @@ divergence, so that nothing is left to multiply: ``tau / theta`` and ``theta``. 
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.extending import intrinsic
@@ -67,10 +69,15 @@ COMPILER: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": _can
 # Where numba no longer knows the flag, rows are slower, and as right.
 ROW_COMPILER: dict[str, Any] = {"pipeline_class": _NoAliasCompiler} if hasattr(Flags, "noalias") else {}
 
-compiled = numba.njit(fastmath=True, **COMPILER)
+# No sum may be taken in another order, no quotient be estimated, and a product fused into a sum by ``_fma`` alone:
+# LLVM works on a function alone in the process that compiles it, and on a copy in its caller in those that find that in
+# the cache, on each in its own way. Results are to be the same to the last bit.
+SAME_ANYWHERE = {"nnan", "nsz"}
+compiled = numba.njit(fastmath=SAME_ANYWHERE, **COMPILER)
 compiled_exactly = numba.njit(fastmath=False, **COMPILER)  # where the last bit decides; unset, it is the caller's
-inlined = numba.njit(fastmath=True)  # LLVM inlines what is small
-row_kernel = numba.njit(fastmath=True, **COMPILER, **ROW_COMPILER)
+inlined = numba.njit(fastmath=SAME_ANYWHERE)  # LLVM inlines what is small
+row_kernel = numba.njit(fastmath=SAME_ANYWHERE, **COMPILER, **ROW_COMPILER)
+summing_row_kernel = numba.njit(fastmath=True, **COMPILER, **ROW_COMPILER)  # sums of a row, for gradients of kernels
 
 
 def _pointer(typing_context: Any, array: Any, index: Any) -> Any:
@@ -87,6 +94,22 @@ def _pointer(typing_context: Any, array: Any, index: Any) -> Any:
 _at: Any = intrinsic(_pointer)
 
 
+def _fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once where the processor can."""
+    number = types.float32
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if HAS_FMA:
+            return builder.fma(*arguments)
+        return builder.fadd(builder.fmul(*arguments[:2]), arguments[2])
+
+    return number(number, number, number), generate
+
+
+HAS_FMA = get_host_cpu_features().get("fma", False) or platform.machine() in ("aarch64", "arm64")
+_fma: Any = intrinsic(_fused)
+
+
 # Forward ------------------------------------------------------------------------------------------------------------
 
 
@@ -95,19 +118,21 @@ def _u_row(n, u1, u2, p1x, p1y, p1y_above, p2x, p2y, p2y_above, gx, gy, inverse,
     """Update of one row of u: the thresholding step, then the divergence of p."""
     a0, a1, b0, b1, c0, c1, d0, d1 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
     for i in range(n):
-        residual = rho[i] + gx[i] * u1[i] + gy[i] * u2[i]
+        residual = _fma(gy[i], u2[i], _fma(gx[i], u1[i], rho[i]))
         t = min(max(-residual * inverse[i], -limit), limit)
-        u1[i] = u1[i] + t * gx[i] + (a0 * p1x[i - 1] + a1 * p1x[i] + b0 * p1y_above[i] + b1 * p1y[i])
-        u2[i] = u2[i] + t * gy[i] + (c0 * p2x[i - 1] + c1 * p2x[i] + d0 * p2y_above[i] + d1 * p2y[i])
+        v1, v2 = _fma(t, gx[i], u1[i]), _fma(t, gy[i], u2[i])
+        u1[i] = _fma(a0, p1x[i - 1], _fma(a1, p1x[i], _fma(b0, p1y_above[i], _fma(b1, p1y[i], v1))))
+        u2[i] = _fma(c0, p2x[i - 1], _fma(c1, p2x[i], _fma(d0, p2y_above[i], _fma(d1, p2y[i], v2))))
 
 
 @row_kernel
 def _p_row(n, px, py, u, u_below, edge, not_last, a0, a1, b0, b1, epsilon):
     """Update of one row of one component of p."""
     for i in range(n):
-        along_x = (a0 * u[i] + a1 * u[i + 1]) * not_last[i]
-        along_y = b0 * u[i] + b1 * u_below[i]
-        scale = ONE / (ONE + edge[i] * np.sqrt(along_x * along_x + along_y * along_y + epsilon))
+        along_x = _fma(a1, u[i + 1], a0 * u[i]) * not_last[i]
+        along_y = _fma(b1, u_below[i], b0 * u[i])
+        length = np.sqrt(_fma(along_y, along_y, _fma(along_x, along_x, epsilon)))
+        scale = ONE / _fma(edge[i], length, ONE)
         px[i] = (px[i] + along_x) * scale
         py[i] = (py[i] + along_y) * scale
 
@@ -666,7 +691,7 @@ def median5(field, padded, sorted_rows, out):
 # What the loss gains by a small change of a number stands in a plane of the same place, here named after it with _a.
 
 
-@row_kernel
+@summing_row_kernel
 def _p_row_adjoint(
     n, px_a, py_a, px, py, u, u_below, edge, not_last, a0, a1, b0, b1, below, epsilon, gx_a, gy_a, edge_a, sums
 ):
@@ -701,7 +726,7 @@ def _gradient_row_adjoint(n, u_a, gx_a, gy_a, gy_a_above, a0, a1, b0, b1):
         u_a[i] += a0 * gx_a[i] + a1 * gx_a[i - 1] + b0 * gy_a[i] + b1 * gy_a_above[i]
 
 
-@row_kernel
+@summing_row_kernel
 def _divergence_row_adjoint(n, u_a, px_a, py_a, py_a_above, px, py, py_above, not_last, a0, a1, b0, b1, below, sums):
     a0_a = a1_a = b0_a = b1_a = ZERO
     for i in range(n):
@@ -718,7 +743,7 @@ def _divergence_row_adjoint(n, u_a, px_a, py_a, py_a_above, px, py, py_above, no
     sums[3] += b1_a
 
 
-@row_kernel
+@summing_row_kernel
 def _data_row_adjoint(n, u1_a, u2_a, u1, u2, gx, gy, inverse, rho, limit, gx_a, gy_a, inverse_a, rho_a, sums):
     limit_a = ZERO
     for i in range(n):
