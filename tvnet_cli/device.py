@@ -49,6 +49,11 @@ def thread_pool(number: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)  # each of them set it for all threads to come
 
 
+def num_workers(device: torch.device) -> int:
+    """Pieces of work to be computed at once: one a core, or two that feed a GPU, one while the other waits for it."""
+    return torch.get_num_threads() if device.type == "cpu" else 2  # knows of affinity and OMP_NUM_THREADS
+
+
 def true_float32() -> AbstractContextManager[None]:
     """Inside it a GPU computes in true float32, and the same on every run."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

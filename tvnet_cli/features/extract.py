@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tvnet_cli.device import thread_pool, true_float32
+from tvnet_cli.device import num_workers, thread_pool, true_float32
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.network.inference import InferenceNetwork
@@ -147,7 +147,7 @@ def extract_features(
         FeatureStore(output, recipe(options, models, device), overwrite) as store,
         true_float32(),
         thread_pool(jobs) as at_work,
-        thread_pool(cores if device.type == "cpu" else 2) as compute,
+        thread_pool(num_workers(device)) as compute,
     ):
         todo = [video for video in videos if video.video_id not in store]
         yield from (VideoResult(video.video_id, "skipped") for video in videos if video.video_id in store)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from tvnet_cli.device import choose_device, thread_pool, true_float32
+from tvnet_cli.device import choose_device, num_workers, thread_pool, true_float32
 from tvnet_cli.errors import FlowFileError, VideoReadError
 from tvnet_cli.flow.accuracy import occlusion
 from tvnet_cli.flow.field import Arrays, FlowField
@@ -195,8 +195,8 @@ def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) 
 
 @contextmanager
 def _solving(tvnet: TVNet) -> Iterator[tuple[Executor, int]]:
-    """Threads for ``solve_pairs`` and their number: all cores, or two that feed a GPU."""
-    threads = torch.get_num_threads() if tvnet.u0.device.type == "cpu" else 2
+    """Threads for ``solve_pairs`` and their number."""
+    threads = num_workers(tvnet.u0.device)
     with true_float32(), thread_pool(threads) as pool:
         yield pool, threads
 

@@ -74,7 +74,6 @@ ROW_COMPILER: dict[str, Any] = {"pipeline_class": _NoAliasCompiler} if hasattr(F
 # the cache, on each in its own way. Results are to be the same to the last bit.
 SAME_ANYWHERE = {"nnan", "nsz"}
 compiled = numba.njit(fastmath=SAME_ANYWHERE, **COMPILER)
-compiled_exactly = numba.njit(fastmath=False, **COMPILER)  # where the last bit decides; unset, it is the caller's
 inlined = numba.njit(fastmath=SAME_ANYWHERE)  # LLVM inlines what is small
 row_kernel = numba.njit(fastmath=SAME_ANYWHERE, **COMPILER, **ROW_COMPILER)
 summing_row_kernel = numba.njit(fastmath=True, **COMPILER, **ROW_COMPILER)  # sums of a row, for gradients of kernels
@@ -201,9 +200,9 @@ def iterate(state, plane, stride, height, width, kernels, limit, epsilon, not_la
 
 
 @compiled
-def clear_borders(state, plane, stride, height, width, planes):
+def clear_borders(state, plane, stride, height, width):
     """Zeros around the fields."""
-    for c in range(planes):
+    for c in range(NUM_PLANES):
         for y in range(height + 2):
             row = c * plane + y * stride
             state[row : row + PAD] = ZERO
@@ -234,15 +233,6 @@ def store(state, offset, stride, field):
 
 
 @compiled
-def fill(state, offset, stride, height, width, value):
-    """One value all over a plane."""
-    for y in range(height):
-        o = offset + (y + 1) * stride + PAD
-        for x in range(width):
-            state[o + x] = value
-
-
-@compiled
 def centered_gradient(image, along_x, along_y):
     """``operators.centered_gradient`` of an image (H, W)."""
     height, width = image.shape
@@ -256,7 +246,7 @@ def centered_gradient(image, along_x, along_y):
         along_x[y, width - 1] = (image[y, width - 1] - image[y, width - 2]) * HALF
 
 
-@compiled_exactly
+@compiled
 def _position(pixel, grid, displacement, length, sampler):
     """Where to read along one axis: ``operators._sample_positions``, operation by operation."""
     size = np.float32(length)
@@ -265,20 +255,26 @@ def _position(pixel, grid, displacement, length, sampler):
     return min(max(np.float32(pixel) + displacement, ZERO), size - ONE)
 
 
-@row_kernel
-def _corners(n, pixel, step, grid, displacement, length, sampler, lower, upper, near, far):
-    """For a row of positions the two pixels around each, and the weights of the upper and of the lower one.
+@compiled
+def _corner(position, length):
+    """The two pixels around a position and the weights of the upper and of the lower one, all as float32.
 
-    Pixel and grid advance by ``step``: 1 along x, 0 along y. Outside the picture the weights extrapolate.
+    Outside the picture the weights extrapolate.
     """
     size = np.float32(length)
+    lower = min(max(np.floor(position), -ONE), size)
+    upper = min(max(lower + ONE, ZERO), size - ONE)
+    lower = min(max(lower, ZERO), size - TWO)
+    return lower, upper, position - lower, upper - position
+
+
+@row_kernel
+def _corners(n, pixel, step, grid, displacement, length, sampler, lower, upper, near, far):
+    """``_corner`` of each position of a row; pixel and grid advance by ``step``: 1 along x, 0 along y."""
     for i in range(n):
         position = _position(pixel + i * step, grid[i * step], displacement[i], length, sampler)
-        below = min(max(np.floor(position), -ONE), size)
-        above = min(max(below + ONE, ZERO), size - ONE)
-        below = min(max(below, ZERO), size - TWO)
+        below, above, near[i], far[i] = _corner(position, length)
         lower[i], upper[i] = np.int32(below), np.int32(above)
-        near[i], far[i] = position - below, above - position
 
 
 @compiled
@@ -428,7 +424,7 @@ def solve_pair(
 def begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride):
     """The state before the first iteration."""
     height, width = first.shape
-    clear_borders(state, plane, stride, height, width, NUM_PLANES)
+    clear_borders(state, plane, stride, height, width)
     linearise(first, second, u, grid_x, grid_y, sampler, ignore_outside, images, state, plane, stride)
     for c in range(2):
         load(u[c], state, c * plane, stride)
@@ -437,20 +433,18 @@ def begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, gri
             load(p_y[c], state, (P1Y + 2 * c) * plane, stride)
     if not p_x.size:
         state[P1X * plane : NUM_CHANGING * plane] = ZERO
-    fill(state, EDGE * plane, stride, height, width, ONE)
-    if cost.size:
-        for y in range(height):
-            o = EDGE * plane + (y + 1) * stride + PAD
-            for x in range(width):
-                state[o + x] = ONE / cost[y, x]
+    for y in range(height):
+        o = EDGE * plane + (y + 1) * stride + PAD
+        for x in range(width):
+            state[o + x] = ONE / cost[y, x] if cost.size else ONE
 
 
 # Before and between the warps -----------------------------------------------------------------------------------------
 
 
-@compiled_exactly
+@compiled
 def grey(frame, level):
-    """``operators.grey`` of a frame (1 or 3, H, W); its least and greatest level."""
+    """``operators.grey`` of a frame (1 or 3, H, W)."""
     channels, height, width = frame.shape
     for y in range(height):
         for x in range(width):
@@ -895,8 +889,9 @@ def linearise_back(
                 continue
             at_x = _position(x, grid_x[x], u[0, y, x], width, sampler)
             at_y = _position(y, grid_y[y], u[1, y, x], height, sampler)
-            x0, x1, right, left = _corner(at_x, width)
-            y0, y1, below, above = _corner(at_y, height)
+            lower_x, upper_x, right, left = _corner(at_x, width)
+            lower_y, upper_y, below, above = _corner(at_y, height)
+            x0, x1, y0, y1 = int(lower_x), int(upper_x), int(lower_y), int(upper_y)
             slope_x = slope_y = ZERO
             for c in range(3):
                 values = second if c == 0 else images[c]
@@ -918,15 +913,6 @@ def linearise_back(
     else:
         _centered_gradient_adjoint(images_a[1], images_a[2], images_a[0])
         _read_bicubic_back(second, u, images_a[0], adjoint, plane, stride, second_a)
-
-
-@compiled
-def _corner(position, length):
-    """``_corners`` of one position."""
-    lower = int(min(max(np.floor(position), -ONE), np.float32(length)))
-    upper = min(max(lower + 1, 0), length - 1)
-    lower = min(max(lower, 0), length - 2)
-    return lower, upper, position - np.float32(lower), np.float32(upper) - position
 
 
 @compiled

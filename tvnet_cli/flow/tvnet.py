@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -189,11 +190,11 @@ class TVNet(nn.Module):
         flows: list[Tensor] = []
         for scale, size in reversed(list(enumerate(sizes))):
             if flows:
-                u = self._to_finer_level(flows[-1], size)
+                u = self._to_finer_level(engine, flows[-1], size)
             else:
                 u = engine.resize_flow(self.u0, size, options.antialias).expand(first.shape[0], -1, -1, -1)
             first_level, second_level = (engine.resize(frame, size, options.antialias) for frame in (first, second))
-            flows.append(self._solve_level(first_level, second_level, u, scale))
+            flows.append(self._solve_level(engine, first_level, second_level, u, scale))
         return flows
 
     def solver_in_use(self) -> FlowSolver:
@@ -224,15 +225,14 @@ class TVNet(nn.Module):
             return solver_cuda
         return operators
 
-    def _to_finer_level(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+    def _to_finer_level(self, engine: Engine, u: Tensor, size: tuple[int, int]) -> Tensor:
         if self.options.sampler == "authors":
             return operators.resize(u, size) / self.options.zoom_factor  # by the factor, not by the true ratio
-        return self._engine().resize_flow(u, size, self.options.antialias)
+        return engine.resize_flow(u, size, self.options.antialias)
 
-    def _solve_level(self, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
+    def _solve_level(self, engine: Engine, first: Tensor, second: Tensor, u: Tensor, scale: int) -> Tensor:
         """All warps and iterations on one level; the dual field starts at 0 and is kept from warp to warp."""
         options = self.options
-        engine = self._engine()
         cost = edge_cost(first, options.edge_weight) if options.edge_weight else None
         p: DualField | None = None
         for warp_number in range(options.num_warps):
@@ -256,6 +256,7 @@ class TVNet(nn.Module):
         return u
 
 
+@cache
 def _triton_serves(device: torch.device) -> bool:
     """Whether Triton is there and works on the device."""
     if find_spec("triton") is None:
