@@ -21,7 +21,7 @@ FLOORS = [
     {"cli", "__main__"},
     {"progress"},
     {"bench"},
-    {"features", "aslan"},
+    {"features", "aslan", "training"},
     {"network"},
     {"flow"},
     {"video"},

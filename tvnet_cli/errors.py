@@ -7,6 +7,7 @@ TVNetError
     FeatureFileError     a feature file that is not ours, or was made in another way
     FlowFileError        a file of flow that cannot be read, or was made in another way
     OutputError          outputs that cannot be told apart, or that would be written over something
+    TrainingError        a training that cannot begin or go on
     DatasetError         a set of inputs that cannot be worked on
     DeviceError          a device that was asked for and is not there
 """
@@ -40,6 +41,10 @@ class FlowFileError(TVNetError):
 
 class OutputError(TVNetError):
     """Outputs that were asked for in a way that does not work: wrong usage, exit code 2."""
+
+
+class TrainingError(TVNetError):
+    """A training that cannot begin, or cannot go on."""
 
 
 class DatasetError(TVNetError):

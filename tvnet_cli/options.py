@@ -235,6 +235,67 @@ def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a training on drawn motion: so many steps on clips of one size.
+
+    Attributes
+    ----------
+    steps, batch_size : int
+    size : int, pixels
+        Side of the clips; it must suit BN-Inception. A scene fills its clip, so a small one shows the same smaller.
+    train_flow : bool
+        Train the kernels and the start of TVNet as well; before that they stay as they are.
+    """
+
+    steps: int
+    batch_size: int
+    size: int
+    train_flow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """The recipe of ``tvnet train motion``; the defaults made the weights that come with the program.
+
+    Attributes
+    ----------
+    seed : int
+    stages : tuple of Stage
+        From small clips, of which many are seen, to the size that features are extracted at.
+    learning_rate, flow_learning_rate, weight_decay : float
+        Of AdamW; the second for TVNet. All rates rise over 6 % of the steps and fall to 0 as a half cosine.
+    clip_norm : float
+    dropout, label_smoothing : float
+    direction_weight : float
+        Of the error of the directions of flow that are read off inception_5b_output.
+    flow_weight : float
+        Of the flow loss of TVNet, where TVNet is trained.
+    validate_every : int, steps
+    held_out : str or tuple of str
+        Classes whose names begin so are left out: families to choose recipes by.
+    """
+
+    seed: int = 0
+    stages: tuple[Stage, ...] = (
+        Stage(steps=600, batch_size=64, size=96),
+        Stage(steps=200, batch_size=48, size=128),
+        Stage(steps=150, batch_size=32, size=160),
+        Stage(steps=160, batch_size=32, size=224),
+        Stage(steps=60, batch_size=32, size=224, train_flow=True),
+    )
+    learning_rate: float = 2e-3
+    flow_learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    clip_norm: float = 5.0
+    dropout: float = 0.3
+    label_smoothing: float = 0.1
+    direction_weight: float = 0.2
+    flow_weight: float = 0.1
+    validate_every: int = 200
+    held_out: tuple[str, ...] = ()
+
+
 # What `tvnet bench` measures.
 BENCH_SUBJECTS = ("flow", "network", "features", "measures", "all")
 

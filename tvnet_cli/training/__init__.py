@@ -1,0 +1,1 @@
+"""Training: of the flow, of the network behind it, and of both together."""

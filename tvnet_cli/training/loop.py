@@ -1,0 +1,325 @@
+"""The loop of every training: steps that depend on their number alone, so that a run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from tvnet_cli.errors import TrainingError
+from tvnet_cli.recipe import Recipe, first_difference
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
+
+Batch = TypeVar("Batch")
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long and how carefully a model is trained.
+
+    Attributes
+    ----------
+    steps : int
+        Updates in all.
+    learning_rate : callable
+        Step, from 0 on, to the factor on the learning rate of every parameter group.
+    clip_norm : float
+        Gradients whose L2 norm over all parameters is larger are shortened to it; 0: never.
+    seed : int
+        Of all random numbers drawn by torch inside a step.
+    checkpoint_every, validate_every : int, steps
+        0: only at the end.
+    ahead : int
+        Batches prepared in the background while a step runs; 0 where both need the same cores.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float] = lambda step: 1.0
+    clip_norm: float = 0.0
+    seed: int = 0
+    checkpoint_every: int = 100
+    validate_every: int = 0
+    ahead: int = 0
+
+
+def fit(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Batch],
+    losses: Callable[[int, Batch], dict[str, Tensor]],
+    pace: Pace,
+    recipe: Recipe,
+    *,
+    validate: Callable[[], dict[str, float]] | None = None,
+    report: Report = lambda step, values: None,
+    overwrite: bool = False,
+) -> bool:
+    """Train a model, or go on with a training that was stopped.
+
+    A step draws its random numbers from the seed and its own number, and a checkpoint keeps all else, so a run
+    that was killed and gone on with ends with the same weights, to the last bit, as one that never stopped. In a
+    process group of torch.distributed gradients are averaged over the processes, each of which brings its own part
+    of the batch; the first one writes.
+
+    Parameters
+    ----------
+    folder : Path
+        Of ``checkpoint.pt`` and ``log.csv``; made if it is not there.
+    model : Module
+        What checkpoints keep. Whether it is in training mode is left to ``losses``.
+    optimizer : Optimizer
+    batches : callable
+        Step to batch. It must depend on nothing else, and is called from other threads.
+    losses : callable
+        Step and batch to named scalars: ``loss`` is minimised, the others are logged.
+    pace : Pace
+    recipe : dict
+        All that decides the result. A folder with another one is refused.
+    validate : callable
+        Gives named numbers, which are logged; called in all processes.
+    report : callable
+        Called with the number of steps done and what was logged.
+    overwrite : bool
+        Begin anew, whatever the folder holds.
+
+    Returns
+    -------
+    bool
+        Whether all steps are done. False: it was interrupted, and the checkpoint holds what was reached.
+
+    Raises
+    ------
+    TrainingError
+        If the folder holds another training, or a loss or gradient is no finite number; the last checkpoint stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    done = 0
+    if overwrite and _is_first():
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    _wait_for_all()
+    if (folder / CHECKPOINT).exists():
+        done = _restore(folder / CHECKPOINT, model, optimizer, recipe)
+    _share_start(model)
+
+    with _Log(folder / LOG, done) as log, _interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
+        for step in range(done, pace.steps):
+            torch.manual_seed(_step_seed(pace.seed, step))
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * pace.learning_rate(step)
+            values = _update(step, model, optimizer, losses(step, batch_of(step)), pace.clip_norm)
+            values["learning_rate"] = optimizer.param_groups[0]["lr"]
+            done = step + 1
+            if validate is not None and (done == pace.steps or (pace.validate_every and done % pace.validate_every == 0)):
+                values |= validate()
+            log.add(done, values)
+            report(done, values)
+            stop = _any_process(interrupted.is_set())
+            if stop or done == pace.steps or (pace.checkpoint_every and done % pace.checkpoint_every == 0):
+                _keep(folder / CHECKPOINT, model, optimizer, done, recipe)
+            if stop:
+                break
+    return done == pace.steps
+
+
+def cosine(steps: int, warm_up: float = 0.06) -> Callable[[int], float]:
+    """Learning-rate factor that rises linearly over a share of the steps, then falls to 0 as a half cosine."""
+    rising = max(1, round(steps * warm_up))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        share = (step - rising) / max(1, steps - rising)
+        return float(0.5 * (1 + torch.cos(torch.tensor(share * torch.pi)).item()))
+
+    return factor
+
+
+def _update(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Tensor], clip_norm: float
+) -> dict[str, float]:
+    """One step of the optimiser; the losses and the norm of the gradient as numbers."""
+    optimizer.zero_grad(set_to_none=True)
+    values["loss"].backward()  # type: ignore[no-untyped-call]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with_gradient = [parameter for parameter in trained if parameter.grad is not None]
+    _average([parameter.grad for parameter in with_gradient])
+    norm = nn.utils.clip_grad_norm_(with_gradient, clip_norm or torch.inf)
+    numbers = {name: float(value.detach()) for name, value in values.items()} | {"gradient_norm": float(norm)}
+    for name, number in numbers.items():
+        if not abs(number) < float("inf"):
+            raise TrainingError(
+                f"step {step + 1}: {name} is {number}; the last checkpoint is kept: begin anew with a lower learning rate "
+                "or a smaller --clip-norm"
+            )
+    optimizer.step()
+    _average([buffer for buffer in model.buffers() if buffer.is_floating_point()])  # statistics of batch normalisation
+    return numbers
+
+
+def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, recipe: Recipe) -> None:
+    """Write the checkpoint beside the old one, then put it in its place."""
+    if _is_first():
+        state = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": recipe}
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    _wait_for_all()
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        step, old = int(state["step"]), state["recipe"]
+    except Exception as error:  # torch raises whatever its parts do
+        raise TrainingError(f"{path} is no checkpoint of tvnet: {error}; --overwrite begins anew") from error
+    difference = first_difference(old, recipe)
+    if difference:
+        raise TrainingError(
+            f"{path.parent} holds a training made in another way: {difference}; choose another folder, or --overwrite"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return step
+
+
+class _Log:
+    """The CSV file of a run, one row a step; rows behind the checkpoint that is gone on with are dropped."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self.rows: list[dict[str, str]] = []
+        if done and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self.rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= done]
+                self.columns = list(reader.fieldnames or [])
+        self.first = _is_first()
+
+    def __enter__(self) -> _Log:
+        if self.first:
+            self._write_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        row = {"step": str(step)} | {name: repr(value) for name, value in values.items()}
+        self.rows.append(row)
+        if not self.first:
+            return
+        if row.keys() <= set(self.columns):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        else:
+            self.columns += [name for name in row if name not in self.columns]
+            self._write_all()
+
+    def _write_all(self) -> None:
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        part.replace(self.path)
+
+
+@contextmanager
+def _ahead(batches: Callable[[int], Batch], number: int) -> Iterator[Callable[[int], Batch]]:
+    """Batches by step, so many of the next ones prepared in a thread of their own."""
+    if not number:
+        yield batches
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: dict[int, Future[Batch]] = {}
+
+        def batch_of(step: int) -> Batch:
+            for later in range(step, step + number + 1):
+                if later not in waiting:
+                    waiting[later] = pool.submit(batches, later)
+            return waiting.pop(step).result()
+
+        try:
+            yield batch_of
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Inside it the first Ctrl-C is an event, so that the step in hand is finished; the second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    rank = distributed.get_rank() if _in_group() else 0
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def _in_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _is_first() -> bool:
+    return not _in_group() or distributed.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    if _in_group():
+        distributed.barrier()
+
+
+def _share_start(model: nn.Module) -> None:
+    """All processes begin with what the first one has."""
+    if _in_group():
+        for tensor in model.state_dict().values():
+            distributed.broadcast(tensor, 0)
+
+
+def _average(tensors: list[Tensor | None]) -> None:
+    """Replace tensors by their mean over the processes."""
+    if _in_group():
+        for tensor in tensors:
+            assert tensor is not None
+            distributed.all_reduce(tensor)
+            tensor /= distributed.get_world_size()
+
+
+def _any_process(here: bool) -> bool:
+    if not _in_group():
+        return here
+    anywhere = torch.tensor(float(here))
+    distributed.all_reduce(anywhere, distributed.ReduceOp.MAX)
+    return bool(anywhere)

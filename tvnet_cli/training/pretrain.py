@@ -1,0 +1,221 @@
+"""`tvnet train motion`: TVNet and BN-Inception learn to tell drawn motions apart. Needs no data but seeds."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tvnet_cli.device import num_workers, thread_pool, true_float32
+from tvnet_cli.flow.tvnet import TVNet
+from tvnet_cli.network.bn_inception import BNInception
+from tvnet_cli.network.stack import stack_flow
+from tvnet_cli.network.weights import FlowInput, untrained_model
+from tvnet_cli.options import PretrainOptions, Stage
+from tvnet_cli.training.loop import Pace, Report, cosine, fit
+from tvnet_cli.training.losses import flow_loss
+from tvnet_cli.training.motion import CLASS_NAMES, motion_clip
+
+NUM_DIRECTIONS = 8  # of the histograms of flow
+VALIDATION_CLIPS = 4  # of each class
+PIECE = 4  # clips drawn at once by one thread
+
+FlowStacks = Tensor
+Batch = tuple[Tensor, Tensor]  # flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; labels (B,)
+
+
+class MotionModel(nn.Module):
+    """TVNet, BN-Inception, a classifier of motions, and a head that reads off where which direction moves.
+
+    Parameters
+    ----------
+    labels : sequence of int
+        The classes of ``tvnet_cli.training.motion.CLASSES`` to tell apart.
+    options : PretrainOptions
+    """
+
+    def __init__(self, labels: Sequence[int], options: PretrainOptions) -> None:
+        super().__init__()
+        start = untrained_model("flow", options.seed)
+        assert isinstance(start.card.input, FlowInput)
+        self.input = start.card.input
+        self.options = options
+        self.tvnet = TVNet()
+        self.network = BNInception(in_channels=10, num_classes=len(labels))
+        self.network.load_state_dict(start.network.state_dict(), strict=False)
+        self.directions = nn.Conv2d(1024, NUM_DIRECTIONS, 1)
+        generator = torch.Generator().manual_seed(options.seed)
+        assert self.network.fc is not None
+        with torch.no_grad():
+            for head in (self.network.fc, self.directions):
+                head.weight.normal_(0, 0.01, generator=generator)
+                assert head.bias is not None
+                head.bias.zero_()
+        self.network.to(memory_format=torch.channels_last)
+
+    def stacks(self, frames: Tensor) -> FlowStacks:
+        """Frames (B, 6, 3, H, W), 0..255, as the input of the network, (B, 10, H, W)."""
+        flow = self.flow(frames)
+        how = self.input
+        return stack_flow(flow, how.scale, how.clip_pixels, how.order, fields=frames.shape[1] - 1)
+
+    def flow(self, frames: Tensor) -> Tensor:
+        """Frames (B, 6, 3, H, W) to the flow of their pairs, (B * 5, 2, H, W), pixels."""
+        first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        flow: Tensor = self.tvnet(first, second)
+        return flow
+
+    def losses(self, stacks: FlowStacks, labels: Tensor) -> dict[str, Tensor]:
+        """What is minimised, as ``loss``, and its parts."""
+        options = self.options
+        layers = self.network.features(stacks.contiguous(memory_format=torch.channels_last))
+        pooled = F.dropout(layers["global_pool"], options.dropout, self.training)
+        assert self.network.fc is not None
+        scores = self.network.fc(pooled)
+        classification = F.cross_entropy(scores, labels, label_smoothing=options.label_smoothing)
+        found = self.directions(layers["inception_5b_output"])
+        directions = F.mse_loss(found, directions_of_flow(stacks, found.shape[-2:]))
+        return {
+            "loss": classification + options.direction_weight * directions,
+            "classification": classification.detach(),
+            "directions": directions.detach(),
+            "accuracy": (scores.argmax(1) == labels).float().mean(),
+        }
+
+
+def directions_of_flow(stacks: FlowStacks, size: Sequence[int]) -> Tensor:
+    """How much moves in each of 8 directions in each cell of a grid: soft histograms of optical flow.
+
+    Parameters
+    ----------
+    stacks : Tensor, (B, 10, H, W)
+        ``x0 y0 x1 y1 ...``
+    size : (int, int)
+        Cells down and across.
+
+    Returns
+    -------
+    Tensor, (B, 8, *size), float32
+        Square roots of the mean over fields and pixels of the part of the flow along each direction, where it is
+        positive; mean square 1 over a clip, so that they say where and whither and not how fast.
+    """
+    with torch.no_grad():
+        angle = torch.arange(NUM_DIRECTIONS, device=stacks.device) * (2 * torch.pi / NUM_DIRECTIONS)
+        x, y = stacks[:, 0::2].float(), stacks[:, 1::2].float()
+        along = [F.relu(torch.cos(a) * x + torch.sin(a) * y).mean(1) for a in angle]
+        energy = F.adaptive_avg_pool2d(torch.stack(along, 1), (int(size[0]), int(size[1])))
+        return (energy / energy.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)).sqrt()
+
+
+def train_motion(
+    folder: Path,
+    options: PretrainOptions,
+    *,
+    device: torch.device | str = "cpu",
+    report: Report = lambda step, values: None,
+    overwrite: bool = False,
+) -> MotionModel | None:
+    """Train on drawn motion; what was stopped is gone on with.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the checkpoint and the log.
+    options : PretrainOptions
+    device : torch.device or str
+    report : callable
+        See ``tvnet_cli.training.loop.fit``.
+    overwrite : bool
+        Begin anew.
+
+    Returns
+    -------
+    MotionModel or None
+        In evaluation mode; None if it was interrupted.
+    """
+    device = torch.device(device)
+    labels = [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(options.held_out)]
+    model = MotionModel(labels, options).to(device)
+    optimizer = torch.optim.AdamW(_groups(model, options), options.learning_rate)
+    ends = list(itertools.accumulate(stage.steps for stage in options.stages))
+    starts = list(itertools.accumulate((stage.steps * stage.batch_size for stage in options.stages), initial=0))
+
+    def stage_of(step: int) -> tuple[Stage, int]:
+        """The stage of a step, and the number of clips drawn before it."""
+        number = bisect.bisect_right(ends, step)
+        stage = options.stages[number]
+        return stage, starts[number] + (step - ends[number] + stage.steps) * stage.batch_size
+
+    def batches(step: int) -> Batch:
+        stage, first = stage_of(step)
+        return draw(range(first, first + stage.batch_size), options.seed, stage.size, stage.train_flow)
+
+    def draw(indices: range, seed: int, size: int, as_frames: bool) -> Batch:
+        """The clips of these numbers, on the device, as flow unless that is to be trained."""
+
+        @torch.no_grad()
+        def piece(numbers: range) -> Batch:
+            clips = [motion_clip(seed, number, size, labels=labels) for number in numbers]
+            frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).to(device).movedim(-1, -3)
+            known = torch.tensor([labels.index(clip.label) for clip in clips], device=device)
+            return frames if as_frames else model.stacks(frames), known
+
+        pieces = [indices[start : start + PIECE] for start in range(0, len(indices), PIECE)]
+        inputs, known = zip(*pool.map(piece, pieces), strict=True)
+        return torch.cat(inputs), torch.cat(known)
+
+    def losses(step: int, batch: Batch) -> dict[str, Tensor]:
+        inputs, known = batch
+        model.train()
+        if not stage_of(step)[0].train_flow:
+            return model.losses(inputs, known)
+        frames = inputs.float()
+        flow = model.flow(frames)
+        how = model.input
+        values = model.losses(stack_flow(flow, how.scale, how.clip_pixels, how.order), known)
+        unsupervised = flow_loss(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1), flow)
+        return {**values, "loss": values["loss"] + options.flow_weight * unsupervised, "flow": unsupervised.detach()}
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        """Share of right answers on clips of another seed, at the size of the last stage."""
+        model.eval()
+        right: list[float] = []
+        for first in range(0, VALIDATION_CLIPS * len(labels), 8 * PIECE):
+            numbers = range(first, min(first + 8 * PIECE, VALIDATION_CLIPS * len(labels)))
+            stacks, known = draw(numbers, options.seed + 1, options.stages[-1].size, False)
+            scores = model.network(stacks.contiguous(memory_format=torch.channels_last))
+            right += (scores.argmax(1) == known).float().tolist()
+        return {"validation_accuracy": float(np.mean(right))}
+
+    pace = Pace(
+        steps=ends[-1],
+        learning_rate=cosine(ends[-1]),
+        clip_norm=options.clip_norm,
+        seed=options.seed,
+        checkpoint_every=50,
+        validate_every=options.validate_every,
+        ahead=0 if device.type == "cpu" else 2,
+    )
+    with true_float32(), thread_pool(num_workers(device)) as pool:
+        recipe = {"motion": asdict(options), "classes": [CLASS_NAMES[label] for label in labels]}
+        done = fit(folder, model, optimizer, batches, losses, pace, recipe, validate=validate, report=report, overwrite=overwrite)
+    return model.eval() if done else None
+
+
+def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, object]]:
+    """Matrices with weight decay, vectors without, the solver at its own pace."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and not name.startswith("tvnet.")]
+    vectors = [p for name, p in model.named_parameters() if p.dim() <= 1]
+    return [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": list(model.tvnet.parameters()), "weight_decay": 0.0, "lr": options.flow_learning_rate},
+    ]
