@@ -267,7 +267,8 @@ class PretrainOptions:
     stages : tuple of Stage
         From small clips, of which many are seen, to the size that features are extracted at.
     learning_rate, flow_learning_rate, weight_decay : float
-        Of AdamW; the second for TVNet. All rates rise over 6 % of the steps and fall to 0 as a half cosine.
+        Of AdamW; the second for TVNet. All rates rise while the first 6 % of all pixels are seen, then fall to 0 as a
+        half cosine.
     clip_norm : float
     dropout, label_smoothing : float
     direction_weight : float
@@ -284,11 +285,11 @@ class PretrainOptions:
         Stage(steps=600, batch_size=64, size=96),
         Stage(steps=200, batch_size=48, size=128),
         Stage(steps=150, batch_size=32, size=160),
-        Stage(steps=160, batch_size=32, size=224),
-        Stage(steps=60, batch_size=32, size=224, train_flow=True),
+        Stage(steps=180, batch_size=32, size=224),
+        Stage(steps=50, batch_size=32, size=224, train_flow=True),
     )
     learning_rate: float = 2e-3
-    flow_learning_rate: float = 1e-3
+    flow_learning_rate: float = 2e-2
     weight_decay: float = 0.02
     clip_norm: float = 5.0
     dropout: float = 0.3

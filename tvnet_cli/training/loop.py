@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import threading
@@ -124,7 +125,9 @@ def fit(
             values = _update(step, model, optimizer, losses(step, batch_of(step)), pace.clip_norm)
             values["learning_rate"] = optimizer.param_groups[0]["lr"]
             done = step + 1
-            if validate is not None and (done == pace.steps or (pace.validate_every and done % pace.validate_every == 0)):
+            if validate is not None and (
+                done == pace.steps or (pace.validate_every and done % pace.validate_every == 0)
+            ):
                 values |= validate()
             log.add(done, values)
             report(done, values)
@@ -136,17 +139,11 @@ def fit(
     return done == pace.steps
 
 
-def cosine(steps: int, warm_up: float = 0.06) -> Callable[[int], float]:
-    """Learning-rate factor that rises linearly over a share of the steps, then falls to 0 as a half cosine."""
-    rising = max(1, round(steps * warm_up))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        share = (step - rising) / max(1, steps - rising)
-        return float(0.5 * (1 + torch.cos(torch.tensor(share * torch.pi)).item()))
-
-    return factor
+def cosine(share: float, warm_up: float = 0.06) -> float:
+    """Learning-rate factor at a share of the training: rises to 1 over its beginning, then falls to 0 as a half cosine."""
+    if share < warm_up:
+        return (share + 0.01) / (warm_up + 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
 
 
 def _update(

@@ -25,7 +25,16 @@ Random = np.random.Generator
 
 CLIP_LENGTH = 6  # frames
 SLOWEST, FASTEST = 0.0012, 0.03  # frame sides per frame: 0.27 and 6.7 pixels at 224
-DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")  # 45 degrees apart, y down
+DIRECTIONS = (
+    "right",
+    "down_right",
+    "down",
+    "down_left",
+    "left",
+    "up_left",
+    "up",
+    "up_right",
+)  # 45 degrees apart, y down
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,9 @@ def compose(outer: Array, inner: Array) -> Array:
 # --- the camera moves -------------------------------------------------------------------------------------------------
 
 
-def _camera(scene: Scene, path: Array | float = 0.0, angle: Array | float = 0.0, scale: Array | float = 1.0) -> list[Part]:
+def _camera(
+    scene: Scene, path: Array | float = 0.0, angle: Array | float = 0.0, scale: Array | float = 1.0
+) -> list[Part]:
     parts = scene.ground()
     if scene.chance(0.4):
         parts += _standing(scene)
@@ -394,27 +405,45 @@ STAND = Action({}, {})
 RAISE = Action({}, {"near_arm": 2.4, "near_elbow": 0.2})
 RAISE_BOTH = Action({}, {"near_arm": 2.5, "far_arm": 2.6})
 LOWER = Action(RAISE.end, {})
-STRIKE = Action({"near_arm": 0.5, "near_elbow": 2.2, "torso": -0.1}, {"near_arm": 1.5, "near_elbow": 0.05, "torso": 0.2}, (5, 16), forwards=0.05)
+STRIKE = Action(
+    {"near_arm": 0.5, "near_elbow": 2.2, "torso": -0.1},
+    {"near_arm": 1.5, "near_elbow": 0.05, "torso": 0.2},
+    (5, 16),
+    forwards=0.05,
+)
 SHOVE = Action(
     {"near_arm": 0.7, "near_elbow": 1.9, "far_arm": 0.7, "far_elbow": 1.9, "torso": 0.0},
     {"near_arm": 1.5, "near_elbow": 0.1, "far_arm": 1.4, "far_elbow": 0.1, "torso": 0.35},
     (6, 18),
     forwards=0.08,
 )
-KICK = Action({"near_leg": -0.4, "near_knee": -1.0, "torso": 0.1}, {"near_leg": 1.4, "near_knee": -0.1, "torso": -0.25}, (5, 16))
+KICK = Action(
+    {"near_leg": -0.4, "near_knee": -1.0, "torso": 0.1}, {"near_leg": 1.4, "near_knee": -0.1, "torso": -0.25}, (5, 16)
+)
 REACH = Action({}, {"near_arm": 1.2, "near_elbow": 0.3}, (10, 30))
-EMBRACE = Action({}, {"near_arm": 1.4, "near_elbow": 0.5, "far_arm": 1.3, "far_elbow": 0.5, "torso": 0.1}, (10, 30), forwards=0.15)
-WAVE = Action({"near_arm": 2.4, "near_elbow": 0.5}, {"near_arm": 2.4, "near_elbow": 0.5}, tremble=("near_elbow", "near_arm"))
+EMBRACE = Action(
+    {}, {"near_arm": 1.4, "near_elbow": 0.5, "far_arm": 1.3, "far_elbow": 0.5, "torso": 0.1}, (10, 30), forwards=0.15
+)
+WAVE = Action(
+    {"near_arm": 2.4, "near_elbow": 0.5}, {"near_arm": 2.4, "near_elbow": 0.5}, tremble=("near_elbow", "near_arm")
+)
 WALK = Action({}, {}, (12, 30), walk=0.5, forwards=0.75)
 CROUCH = Action({}, {"near_leg": 1.3, "near_knee": -2.3, "far_leg": 1.2, "far_knee": -2.2, "torso": 0.5}, down=0.3)
 RISE = Action(CROUCH.end, {}, down=-0.3)
-JUMP = Action({"near_arm": 0.4, "far_arm": 0.4}, {"near_arm": 1.4, "far_arm": 1.4, "near_knee": -0.4, "far_knee": -0.4}, (6, 14), down=-0.25)
+JUMP = Action(
+    {"near_arm": 0.4, "far_arm": 0.4},
+    {"near_arm": 1.4, "far_arm": 1.4, "near_knee": -0.4, "far_knee": -0.4},
+    (6, 14),
+    down=-0.25,
+)
 BEND = Action({}, {"torso": 1.3, "near_arm": 0.6, "far_arm": 0.5})
 FALL = Action({}, {"near_arm": 1.0, "far_arm": 0.8}, (10, 30), fall=1.4)
 RECOIL = Action({}, {"torso": -0.4, "near_arm": 0.5, "far_arm": 0.4}, (6, 18), forwards=-0.12)
 
 
-def _figure(scene: Scene, action: Action, facing: int, feet: Array, height: float, pace: float | None = None) -> list[Part]:
+def _figure(
+    scene: Scene, action: Action, facing: int, feet: Array, height: float, pace: float | None = None
+) -> list[Part]:
     """The parts of a figure that stands at ``feet`` in the middle of its action.
 
     ``pace``, frames, is how long the action takes, if it is to be the same for two.

@@ -24,11 +24,14 @@ from tvnet_cli.training.losses import flow_loss
 from tvnet_cli.training.motion import CLASS_NAMES, motion_clip
 
 NUM_DIRECTIONS = 8  # of the histograms of flow
+STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
 VALIDATION_CLIPS = 4  # of each class
 PIECE = 4  # clips drawn at once by one thread
 
 FlowStacks = Tensor
-Batch = tuple[Tensor, Tensor]  # flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; labels (B,)
+Batch = tuple[
+    Tensor, Tensor
+]  # flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; labels (B,)
 
 
 class MotionModel(nn.Module):
@@ -104,14 +107,14 @@ def directions_of_flow(stacks: FlowStacks, size: Sequence[int]) -> Tensor:
     -------
     Tensor, (B, 8, *size), float32
         Square roots of the mean over fields and pixels of the part of the flow along each direction, where it is
-        positive; mean square 1 over a clip, so that they say where and whither and not how fast.
+        positive; mean square about 1 over a clip in which something moves, so that they say where and whither, not how fast.
     """
     with torch.no_grad():
         angle = torch.arange(NUM_DIRECTIONS, device=stacks.device) * (2 * torch.pi / NUM_DIRECTIONS)
         x, y = stacks[:, 0::2].float(), stacks[:, 1::2].float()
         along = [F.relu(torch.cos(a) * x + torch.sin(a) * y).mean(1) for a in angle]
         energy = F.adaptive_avg_pool2d(torch.stack(along, 1), (int(size[0]), int(size[1])))
-        return (energy / energy.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)).sqrt()
+        return (energy / (energy.mean((1, 2, 3), keepdim=True) + STILL)).sqrt()
 
 
 def train_motion(
@@ -144,6 +147,10 @@ def train_motion(
     labels = [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(options.held_out)]
     model = MotionModel(labels, options).to(device)
     optimizer = torch.optim.AdamW(_groups(model, options), options.learning_rate)
+    pixels = [
+        0,
+        *itertools.accumulate(stage.batch_size * stage.size**2 for stage in options.stages for _ in range(stage.steps)),
+    ]
     ends = list(itertools.accumulate(stage.steps for stage in options.stages))
     starts = list(itertools.accumulate((stage.steps * stage.batch_size for stage in options.stages), initial=0))
 
@@ -197,7 +204,7 @@ def train_motion(
 
     pace = Pace(
         steps=ends[-1],
-        learning_rate=cosine(ends[-1]),
+        learning_rate=lambda step: cosine(pixels[step] / pixels[-1]),
         clip_norm=options.clip_norm,
         seed=options.seed,
         checkpoint_every=50,
@@ -206,7 +213,18 @@ def train_motion(
     )
     with true_float32(), thread_pool(num_workers(device)) as pool:
         recipe = {"motion": asdict(options), "classes": [CLASS_NAMES[label] for label in labels]}
-        done = fit(folder, model, optimizer, batches, losses, pace, recipe, validate=validate, report=report, overwrite=overwrite)
+        done = fit(
+            folder,
+            model,
+            optimizer,
+            batches,
+            losses,
+            pace,
+            recipe,
+            validate=validate,
+            report=report,
+            overwrite=overwrite,
+        )
     return model.eval() if done else None
 
 

@@ -253,7 +253,13 @@ def _paint(picture, matrices, kinds, shapes, painted, looks, textures):
     one, half = np.float32(1), np.float32(0.5)
     height, width, _ = picture.shape
     for part in range(len(kinds)):
-        matrix, kind, shape, look, texture = matrices[part], kinds[part], shapes[part], looks[part], textures[painted[part]]
+        matrix, kind, shape, look, texture = (
+            matrices[part],
+            kinds[part],
+            shapes[part],
+            looks[part],
+            textures[painted[part]],
+        )
         inverse = _inverse(matrix).astype(np.float32)
         sharpness = np.float32(np.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])))  # pixels a unit
         top, bottom, left, right = _extent(kind, shape, matrix, height, width)
