@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tvnet_cli.device import num_workers, thread_pool, true_float32
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.stack import stack_flow
-from tvnet_cli.network.weights import FlowInput, untrained_model
+from tvnet_cli.network.weights import TVNET_PREFIX, FlowInput, WeightCard, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.training.loop import Pace, Report, cosine, fit
 from tvnet_cli.training.losses import flow_loss
@@ -26,6 +27,7 @@ from tvnet_cli.training.motion import CLASS_NAMES, motion_clip
 NUM_DIRECTIONS = 8  # of the histograms of flow
 STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
 VALIDATION_CLIPS = 4  # of each class
+CHECKPOINT_EVERY = 50  # steps
 PIECE = 4  # clips drawn at once by one thread
 
 FlowStacks = Tensor
@@ -207,7 +209,7 @@ def train_motion(
         learning_rate=lambda step: cosine(pixels[step] / pixels[-1]),
         clip_norm=options.clip_norm,
         seed=options.seed,
-        checkpoint_every=50,
+        checkpoint_every=CHECKPOINT_EVERY,
         validate_every=options.validate_every,
         ahead=0 if device.type == "cpu" else 2,
     )
@@ -226,6 +228,42 @@ def train_motion(
             overwrite=overwrite,
         )
     return model.eval() if done else None
+
+
+def write_motion_weights(path: Path, model: MotionModel, training: dict[str, Any], *, overwrite: bool) -> WeightCard:
+    """Keep the network and the solver in half precision, with their card.
+
+    Parameters
+    ----------
+    path : Path
+        ``NAME.safetensors``
+    model : MotionModel
+    training : dict
+        For the card: command, hardware, time.
+    overwrite : bool
+
+    Returns
+    -------
+    WeightCard
+
+    Raises
+    ------
+    WeightsError
+        If a file is there and is not to be overwritten, or cannot be written.
+    """
+    tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
+    tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
+    card = WeightCard(
+        stream="flow",
+        source="trained with tvnet train motion",
+        licence="MIT",
+        training_data="drawn motion (tvnet_cli/training/motion.py): no film, no picture, nothing but a seed",
+        input=model.input,
+        training=training,
+        tvnet=model.tvnet.options,
+    )
+    half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
+    return write_weights(path, half, card, overwrite=overwrite)
 
 
 def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, object]]:

@@ -1,0 +1,168 @@
+"""The loop: exact resume, honest stops, and logs that say what happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tvnet_cli.errors import TrainingError
+from tvnet_cli.training.loop import Pace, cosine, fit
+
+
+def train(folder: Path, steps: int = 8, *, recipe=None, rate: float = 0.05, ahead: int = 0, seen=None, **arguments):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
+
+    def batches(step: int) -> torch.Tensor:
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+
+    def losses(step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if seen is not None:
+            seen.append(step)
+        loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+        return {"loss": loss, "double": 2 * loss.detach()}
+
+    pace = Pace(steps=steps, checkpoint_every=3, ahead=ahead, clip_norm=1.0, learning_rate=lambda step: 1 / (1 + step))
+    done = fit(folder, model, optimizer, batches, losses, pace, recipe or {"kind": 1}, **arguments)
+    return done, model.state_dict(), optimizer.state_dict()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_same_seed_gives_the_same_curve_and_weights(tmp_path):
+    _, first, _ = train(tmp_path / "a")
+    _, second, _ = train(tmp_path / "b", ahead=2)
+    assert same(first, second)
+    assert (tmp_path / "a/log.csv").read_bytes() == (tmp_path / "b/log.csv").read_bytes()
+    losses = [float(row["loss"]) for row in rows(tmp_path / "a")]
+    assert losses[-1] < losses[0]
+    assert [float(row["double"]) for row in rows(tmp_path / "a")] == pytest.approx([2 * loss for loss in losses])
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3, 5])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, stopped_after):
+    _, whole, whole_optimizer = train(tmp_path / "whole")
+
+    def stop(step, values):
+        if step == stopped_after:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "cut", report=stop)
+    seen: list[int] = []
+    done, model, optimizer = train(tmp_path / "cut", seen=seen)
+    assert done
+    assert seen[0] == stopped_after // 3 * 3  # from the last checkpoint
+    assert same(whole, model)
+    for mine, theirs in zip(optimizer["state"].values(), whole_optimizer["state"].values(), strict=True):
+        assert same(mine, theirs)
+    assert (tmp_path / "whole/log.csv").read_bytes() == (tmp_path / "cut/log.csv").read_bytes()
+
+
+def test_a_run_that_is_done_does_nothing_more(tmp_path):
+    _, model, _ = train(tmp_path)
+    seen: list[int] = []
+    done, again, _ = train(tmp_path, seen=seen)
+    assert done
+    assert not seen
+    assert same(model, again)
+
+
+def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
+    _, whole, _ = train(tmp_path / "whole")
+
+    def interrupt(step, values):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    done, _, _ = train(tmp_path / "cut", report=interrupt)
+    assert not done
+    assert len(rows(tmp_path / "cut")) in (4, 5)
+    seen: list[int] = []
+    done, model, _ = train(tmp_path / "cut", seen=seen)
+    assert done
+    assert seen[0] in (4, 5)
+    assert same(whole, model)
+
+
+def test_kill_9_at_any_time_loses_no_checkpoint(tmp_path):
+    """A process is killed while it writes checkpoint after checkpoint; what is there can always be gone on with."""
+    code = """
+        import sys; sys.path.insert(0, sys.argv[2])
+        from pathlib import Path
+        from test_loop import train
+        train(Path(sys.argv[1]), steps=10_000, report=lambda step, values: step == 20 and print("on", flush=True))
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "on\n"
+        process.kill()
+    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert reached >= 18
+    done, model, _ = train(tmp_path, steps=reached + 4)
+    _, whole, _ = train(tmp_path / "whole", steps=reached + 4)
+    assert done
+    assert same(whole, model)
+
+
+def test_another_recipe_is_refused_until_told_to_begin_anew(tmp_path):
+    train(tmp_path)
+    with pytest.raises(TrainingError, match=r"kind was 1, now 2.*--overwrite"):
+        train(tmp_path, recipe={"kind": 2})
+    done, _, _ = train(tmp_path, recipe={"kind": 2}, overwrite=True)
+    assert done
+    assert len(rows(tmp_path)) == 8
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match=r"step \d+: (loss|gradient_norm|double) is (nan|inf)"):
+        train(tmp_path, rate=1e38, steps=20)
+    (tmp_path / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK nothing")
+    with pytest.raises(TrainingError, match="checkpoint.pt is no checkpoint of tvnet"):
+        train(tmp_path)
+
+
+def test_validation_comes_when_asked_and_at_the_end(tmp_path):
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pace = Pace(steps=5, validate_every=2)
+    one = torch.ones(1, 1)
+    fit(
+        tmp_path,
+        model,
+        optimizer,
+        lambda step: one,
+        lambda step, batch: {"loss": model(batch).square().mean()},
+        pace,
+        {},
+        validate=lambda: {"validation_accuracy": 0.5},
+    )
+    assert [bool(row["validation_accuracy"]) for row in rows(tmp_path)] == [False, True, False, True, True]
+
+
+def test_cosine_rises_and_falls_to_nothing():
+    values = [cosine(share) for share in (0, 0.03, 0.06, 0.53, 1)]
+    assert 0 < values[0] < values[1] < values[2]
+    assert values[2:] == pytest.approx([1, 0.5, 0])

@@ -1,0 +1,96 @@
+"""Training on drawn motion: it learns, goes on exactly where it was, and ends with weights that serve."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tvnet_cli.network.weights import load_weights
+from tvnet_cli.options import PretrainOptions, Stage
+from tvnet_cli.training import pretrain
+from tvnet_cli.training.pretrain import MotionModel, directions_of_flow, train_motion, write_motion_weights
+
+FEW = PretrainOptions(
+    stages=(Stage(steps=2, batch_size=6, size=96), Stage(steps=2, batch_size=4, size=95, train_flow=True)),
+    held_out=("figure", "pair", "arm", "camera"),
+    validate_every=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def _few_clips_to_validate(monkeypatch):
+    monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, MotionModel]:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "VALIDATION_CLIPS", 1)
+        model = train_motion(folder, FEW)
+    assert model is not None
+    return folder, model
+
+
+def test_flow_kernels_start_and_network_all_change(trained):
+    start, model = MotionModel(range(21), FEW), trained[1]
+    before, after = start.state_dict(), model.state_dict()
+    parameters = [name for name, _ in start.named_parameters()]
+    unchanged = [name for name in parameters if torch.equal(before[name], after[name])]
+    # A bias before batch normalisation has no gradient but rounding.
+    assert not [name for name in unchanged if not name.endswith("bias")]
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
+def test_flow_stays_as_it_is_until_its_stage(tmp_path):
+    model = train_motion(tmp_path, dataclasses.replace(FEW, stages=FEW.stages[:1]))
+    assert torch.equal(model.tvnet.gradient_kernels, MotionModel(range(21), FEW).tvnet.gradient_kernels)
+    assert torch.equal(model.tvnet.u0, torch.zeros_like(model.tvnet.u0))
+
+
+def test_a_stopped_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY", 1)
+
+    def stop(step, values):
+        if step == 3:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_motion(tmp_path, FEW, report=stop)
+    model = train_motion(tmp_path, FEW)
+    expected = trained[1].state_dict()
+    different = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, expected[key])]
+    assert not different
+    assert (tmp_path / "log.csv").read_bytes() == (trained[0] / "log.csv").read_bytes()
+
+
+def test_the_weights_serve_feature_extraction(trained, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    write_motion_weights(path, trained[1], training={"command": "none"}, overwrite=False)
+    model = load_weights(str(path))
+    assert model.card.training["command"] == "none"
+    assert path.stat().st_size < 22e6
+    stack = torch.randn(1, 10, 96, 96)
+    with torch.no_grad():
+        expected = trained[1].network.features(stack)["global_pool"]
+        found = model.network.features(stack)["global_pool"]
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)  # kept in half precision
+    torch.testing.assert_close(model.tvnet.gradient_kernels, trained[1].tvnet.gradient_kernels, rtol=1e-3, atol=1e-3)
+
+
+def test_directions_say_where_and_whither_and_not_how_fast():
+    stacks = torch.zeros(2, 10, 64, 64)
+    stacks[0, 0::2, :32, :32] = 8.0  # all fields go right, top left
+    stacks[1, 1::2, 32:, :32] = 30.0  # down, bottom left
+    found = directions_of_flow(stacks, (2, 2))
+    assert found.shape == (2, 8, 2, 2)
+    right, down = found[0, :, 0, 0], found[1, :, 1, 0]
+    assert right.argmax() == 0
+    assert down.argmax() == 2
+    assert right[4] < 1e-3  # left
+    torch.testing.assert_close(right, down.roll(-2), rtol=0.2, atol=0.01)
+    assert found.sum() == pytest.approx(float(right.sum() + down.sum()), rel=1e-5)
+    assert directions_of_flow(0.1 * stacks[:1], (2, 2)).square().mean() < 0.4  # hardly anything moves
