@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(t
 
 def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK nothing")
-    with pytest.raises(TrainingError, match="checkpoint.pt is no checkpoint of tvnet"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is no checkpoint of tvnet"):
         train(tmp_path)
 
 

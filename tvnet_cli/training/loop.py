@@ -140,7 +140,7 @@ def fit(
 
 
 def cosine(share: float, warm_up: float = 0.06) -> float:
-    """Learning-rate factor at a share of the training: rises to 1 over its beginning, then falls to 0 as a half cosine."""
+    """Learning-rate factor at a share of the training: rises to 1 at first, then falls to 0 as a half cosine."""
     if share < warm_up:
         return (share + 0.01) / (warm_up + 0.01)
     return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
@@ -160,8 +160,8 @@ def _update(
     for name, number in numbers.items():
         if not abs(number) < float("inf"):
             raise TrainingError(
-                f"step {step + 1}: {name} is {number}; the last checkpoint is kept: begin anew with a lower learning rate "
-                "or a smaller --clip-norm"
+                f"step {step + 1}: {name} is {number}; the last checkpoint is kept: begin anew with a lower "
+                "--learning-rate or a smaller --clip-norm"
             )
     optimizer.step()
     _average([buffer for buffer in model.buffers() if buffer.is_floating_point()])  # statistics of batch normalisation

@@ -109,7 +109,8 @@ def directions_of_flow(stacks: FlowStacks, size: Sequence[int]) -> Tensor:
     -------
     Tensor, (B, 8, *size), float32
         Square roots of the mean over fields and pixels of the part of the flow along each direction, where it is
-        positive; mean square about 1 over a clip in which something moves, so that they say where and whither, not how fast.
+        positive; mean square about 1 over a clip in which something moves, and say where and whither, not how
+        fast.
     """
     with torch.no_grad():
         angle = torch.arange(NUM_DIRECTIONS, device=stacks.device) * (2 * torch.pi / NUM_DIRECTIONS)

@@ -108,7 +108,8 @@ def exact_flow(parts: Sequence[Part], height: int, width: int) -> tuple[Array, A
     flow = np.empty((len(owners) - 1, 2, height, width), np.float32)
     visible = np.empty((len(owners) - 1, height, width), bool)
     for moment, owner in enumerate(owners[:-1]):
-        step = np.stack([_compose(after, _inverse(before)) for before, after in zip(*paths[moment : moment + 2])])
+        now_and_next = zip(*paths[moment : moment + 2], strict=True)
+        step = np.stack([_compose(after, _inverse(before)) for before, after in now_and_next])
         there = np.einsum("yxij,jyx->iyx", step[owner], homogeneous)
         flow[moment] = there - homogeneous[:2]
         column, row = np.rint(there).astype(int)
@@ -178,7 +179,7 @@ def _standard(picture: Array) -> Array:
 
 
 def _geometry(parts: Sequence[Part], height: int, width: int) -> tuple[Array, Array, Array]:
-    """Poses (K, parts, 2, 3) from own coordinates to pixels, whole numbers at their centres; kinds; shapes (parts, 5)."""
+    """Poses (K, parts, 2, 3) from own coordinates to pixels, whole at their centres; kinds; shapes (parts, 5)."""
     centre = np.array([[0, 0, (width - 1) / 2], [0, 0, (height - 1) / 2]])
     paths = np.stack([part.poses for part in parts], 1) * max(height, width) + centre
     shapes = np.zeros((len(parts), 5), np.float32)
