@@ -312,12 +312,10 @@ class ActionOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        counts = ("num_segments", "num_iterations", "batch_size", "validation_clips", "validate_every", "checkpoint_every")
-        for name in counts:
+        for name in "num_segments num_iterations batch_size validation_clips validate_every checkpoint_every".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        numbers = ("momentum", "weight_decay", "bias_factor", "first_layer_factor", "tvnet_learning_rate", "flow_weight")
-        for name in numbers:
+        for name in "weight_decay bias_factor first_layer_factor tvnet_learning_rate flow_weight".split():
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):

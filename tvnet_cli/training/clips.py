@@ -69,7 +69,8 @@ class TrainingClips:
     ) -> None:
         self.videos, self.options, self.pool = videos, options, pool
         self._share = range(rank, options.batch_size, world)
-        self._scan, self._scan_by_decoding = (lru_cache(maxsize=None)(function) for function in (scan, scan_by_decoding))
+        self._scan = lru_cache(maxsize=None)(scan)
+        self._scan_by_decoding = lru_cache(maxsize=None)(scan_by_decoding)
         self._order = lru_cache(maxsize=8)(self._shuffled)
 
     def __call__(self, step: int) -> ActionBatch:
@@ -124,9 +125,7 @@ def validation_clips(video: LabelledVideo, options: ActionOptions) -> Tensor:
         Naming the video.
     """
     try:
-        clips = read_clips(
-            video.path, options.validation_clips, options.clip_length, options.short_side, options.size
-        )
+        clips = read_clips(video.path, options.validation_clips, options.clip_length, options.short_side, options.size)
     except VideoReadError as error:
         raise VideoReadError(f"{video.path}: {error}") from error
     return torch.from_numpy(clips.frames).movedim(-1, -3)[:, None]
