@@ -248,6 +248,8 @@ class ActionOptions:
         The short side of each frame is resized to this before it is cut.
     crop_scales : tuple of float, in (0, 1]
         Sides of the crops that are resized to ``size``, as shares of the short side, in order.
+    flip : bool
+        Mirror half of the videos left and right. Not where classes differ in that alone.
     num_segments : int
         Parts of a video that give a snippet each; their class scores are averaged.
     num_iterations : int
@@ -287,6 +289,7 @@ class ActionOptions:
     size: int = 224
     short_side: int = 256
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.65625)
+    flip: bool = True
     num_segments: int = 3
     num_iterations: int = 18_000
     batch_size: int = 128

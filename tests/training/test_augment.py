@@ -34,11 +34,12 @@ def test_snippets_of_short_videos_stay_inside():
 
 
 def test_crops_are_corners_and_the_centre_at_neighbouring_scales():
-    crops = draws(lambda random: draw_crop(SCALES, random), 600)
+    crops = draws(lambda random: draw_crop(SCALES, True, random), 600)
     sides = {(crop.height, crop.width) for crop in crops}
     assert sides == {(a, b) for i, a in enumerate(SCALES) for j, b in enumerate(SCALES) if abs(i - j) <= 1}
     assert len({(crop.top, crop.left) for crop in crops}) == 5
     assert 0.4 < np.mean([crop.flip for crop in crops]) < 0.6
+    assert not any(crop.flip for crop in draws(lambda random: draw_crop(SCALES, False, random)))
 
 
 def test_a_crop_is_the_named_part_of_the_picture():

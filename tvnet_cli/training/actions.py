@@ -29,6 +29,7 @@ from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
 from tvnet_cli.training.loop import Pace, Report, fit
 from tvnet_cli.training.processes import add_over_processes, rank_and_world
 
+WEIGHTS = "weights.safetensors"
 CLIPS_AT_ONCE = 5  # in validation
 VIDEOS_AHEAD = 4  # read while others are worked on
 BATCHES_AHEAD = 2  # read while a step runs
@@ -51,6 +52,24 @@ class ActionResult:
     model: ActionNetwork = field(repr=False)
     recipe: Recipe = field(repr=False)
     confusion: NDArray[np.int64] = field(repr=False)
+
+    def summary(self, folder: Path) -> dict[str, object]:
+        """The result as plain values, ready for JSON; the accuracy is a share."""
+        validated = int(self.confusion.sum())
+        return {
+            "iterations": self.model.options.num_iterations,
+            "validation_accuracy": accuracy(self.confusion) if validated else None,
+            "validation_videos": validated,
+            "weights": str(folder / WEIGHTS),
+        }
+
+    def headline(self, folder: Path) -> str:
+        """The result in one line."""
+        validated = int(self.confusion.sum())
+        found = (
+            f"accuracy {100 * accuracy(self.confusion):.2f} % of {validated} validation videos; " if validated else ""
+        )
+        return f"{found}weights in {folder / WEIGHTS}"
 
 
 def train_actions(
@@ -231,7 +250,7 @@ def write_result(folder: Path, data: str, dataset: ActionDataset, result: Action
         training={key: value for key, value in result.recipe.items() if value is not None and key != "tvnet"},
         tvnet=model.tvnet.options if model.tvnet is not None else TVNetOptions(),
     )
-    write_weights(folder / "weights.safetensors", tensors, card, overwrite=True)
+    write_weights(folder / WEIGHTS, tensors, card, overwrite=True)
     if validated:
         (folder / "classes.csv").write_text(class_table(confusion, dataset.classes), "utf-8")
         (folder / "confusion.svg").write_text(confusion_picture(confusion, dataset.classes), "utf-8")

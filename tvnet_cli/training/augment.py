@@ -59,20 +59,22 @@ def random_snippets(num_frames: int, num_segments: int, length: int, random: np.
     return frames
 
 
-def draw_crop(scales: tuple[float, ...], random: np.random.Generator) -> CropChoice:
-    """A corner or the centre, at a random scale whose height and width are at most one step apart, mirrored or not.
+def draw_crop(scales: tuple[float, ...], flip: bool, random: np.random.Generator) -> CropChoice:
+    """A corner or the centre, its height and width of random scales at most one step apart.
 
     Parameters
     ----------
     scales : tuple of float, in (0, 1]
         Sides of the crop as shares of the short side of the picture, in order.
+    flip : bool
+        Mirror half of all.
     random : Generator
     """
     steps = range(len(scales))
     pairs = [(scales[i], scales[j]) for i in steps for j in steps if abs(i - j) <= MAX_DISTORTION]
     height, width = pairs[random.integers(len(pairs))]
     top, left = POSITIONS[random.integers(len(POSITIONS))]
-    return CropChoice(height, width, top, left, bool(random.integers(2)))
+    return CropChoice(height, width, top, left, flip and bool(random.integers(2)))
 
 
 def cut(picture: NDArray[np.uint8], crop: CropChoice, size: int) -> Tensor:

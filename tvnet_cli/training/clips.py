@@ -105,7 +105,7 @@ class TrainingClips:
     def _snippets(self, video: VideoScan, seed: list[int]) -> Tensor:
         """Snippets of a video, (segments, frames, 3, size, size), all cut at the same place."""
         options, random = self.options, np.random.default_rng(seed)
-        crop = draw_crop(options.crop_scales, random)
+        crop = draw_crop(options.crop_scales, options.flip, random)
         frame_index = random_snippets(video.num_frames, options.num_segments, options.clip_length, random)
         wanted, place = np.unique(frame_index, return_inverse=True)
         converter = av.video.reformatter.VideoReformatter()
