@@ -19,6 +19,8 @@ import click
 from tvnet_cli import __version__
 from tvnet_cli.errors import DatasetError, OutputError, TVNetError, VideoReadError
 from tvnet_cli.options import (
+    ACTION_PRESETS,
+    BATCH_NORMS,
     BENCH_SUBJECTS,
     DEFAULT_BATCH_SIZE,
     DEFAULT_JOBS,
@@ -33,6 +35,7 @@ from tvnet_cli.options import (
     SCALES,
     SOLVERS,
     STREAMS,
+    ActionOptions,
     DType,
     EvalOptions,
     ExtractOptions,
@@ -516,3 +519,183 @@ def bench(
         console.print(as_table(report))
     else:
         click.echo(as_text(report))
+
+
+@main.group()
+def train() -> None:
+    """Train TVNet and the network behind it."""
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    try:
+        return None if text is None else tuple(float(number) for number in text.split(",") if number.strip())
+    except ValueError:
+        raise click.BadParameter(f"{text!r} are no numbers with commas between them") from None
+
+
+def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    numbers = _numbers(context, parameter, text)
+    return None if numbers is None else tuple(round(number) for number in numbers)
+
+
+# The fields of ActionOptions; each replaces that of the preset.
+_ACTION_OPTIONS = [
+    click.option("--stream", type=click.Choice(STREAMS), help="Flow by TVNet, or single frames.  [default: flow]"),
+    click.option("--size", type=int, metavar="PIXELS", help="Side of what TVNet and the network see.  [default: 224]"),
+    click.option("--short-side", type=int, metavar="PIXELS", help="Of the frames.  [default: 256, or --size * 8/7]"),
+    click.option("--crop-scales", callback=_numbers, metavar="SHARES", help="Crops as shares of the short side."),
+    click.option("--flip/--no-flip", default=None, help="Mirror half of the videos; not where left is no right."),
+    click.option("--segments", "num_segments", type=int, help="Snippets of a video, one from each part of it."),
+    click.option("--iterations", "num_iterations", type=int, help="Steps of the optimiser."),
+    click.option("--batch-size", type=int, help="Videos in a step, of all processes together."),
+    click.option("--learning-rate", type=float, help="Of the weights of the network."),
+    click.option("--momentum", type=float, help="Of the gradient descent."),
+    click.option("--weight-decay", type=float, help="Of the weights of the network."),
+    click.option("--milestones", callback=_whole_numbers, metavar="STEPS", help="From each on, rates fall to a tenth."),
+    click.option("--bias-factor", type=float, help="Learning rate of biases, as a multiple."),
+    click.option("--first-layer-factor", type=float, help="Learning rate of the first convolution, as a multiple."),
+    click.option("--tvnet-learning-rate", type=float, help="Of TVNet's kernels and start field."),
+    click.option("--flow-weight", type=float, help="Of the flow loss."),
+    click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
+    click.option("--dropout", type=float, help="Before the classifier."),
+    click.option(
+        "--bn",
+        "batch_norm",
+        type=click.Choice(BATCH_NORMS),
+        help="Normalisations that learn: the first, all or none.  [default: partial with --weights, else full]",
+    ),
+    click.option("--dtype", type=click.Choice(DTYPES), help="What the network computes in; flow is float32."),
+    click.option("--validation-clips", type=int, help="Clips of a video in validation."),
+    click.option("--validate-every", type=int, metavar="STEPS", help="Validate so often, and at the end."),
+    click.option("--checkpoint-every", type=int, metavar="STEPS", help="Keep a checkpoint so often."),
+    click.option("--seed", type=int, help="Of all that is drawn."),
+]
+
+
+def _action_command_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_ACTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+@train.command()
+@click.argument("data", type=PATH)
+@click.option("-o", "--output", type=PATH, default="actions", show_default=True, help="Folder of all that is written.")
+@click.option("--splits", type=PATH, metavar="DIR", help="Folder of the official lists.  [default: in DATA]")
+@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Of each class, where DATA does not say.",
+)
+@click.option("--preset", type=click.Choice(list(ACTION_PRESETS)), help="Whose numbers.  [default: of the stream]")
+@click.option("--weights", help="Weights to begin with; those of an RGB network serve flow too.")
+@click.option("--tvnet", "schedule", type=click.Choice(list(PRESETS)), help=f"Solver.  [default: {DEFAULT_PRESET}]")
+@click.option("--freeze-tvnet", is_flag=True, help="Leave TVNet as it is.")
+@_action_command_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read videos.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_clear_errors
+def actions(
+    data: Path,
+    output: Path,
+    splits: Path | None,
+    split: int,
+    validation_share: float,
+    preset: str | None,
+    weights: str | None,
+    schedule: str | None,
+    freeze_tvnet: bool,
+    device: str,
+    jobs: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **numbers: Any,
+) -> None:
+    """Train TVNet and BN-Inception together to tell the actions in videos apart.
+
+    DATA is a folder of UCF101 or HMDB51 with their official lists, a folder of one folder a class, or a .csv table
+    with the columns video, label and split. The weights that it ends with serve tvnet features --weights. A run that
+    was stopped goes on where it was; torchrun starts several processes for one training.
+    """
+    options = _read_action_options(preset, weights, freeze_tvnet, numbers)
+
+    # From here on torch is needed; --help answers without it.
+    import torch
+
+    from tvnet_cli.device import choose_device
+    from tvnet_cli.network.bn_inception import check_size
+    from tvnet_cli.progress import TrainingProgress
+    from tvnet_cli.training.actions import train_actions, write_result
+    from tvnet_cli.training.board import tensorboard
+    from tvnet_cli.training.datasets import read_dataset
+    from tvnet_cli.training.processes import process_group, rank_and_world
+
+    try:
+        check_size(options.size, options.size)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    chosen = choose_device(device)
+    dataset = read_dataset(data, splits=splits, split=split, validation_share=validation_share, seed=options.seed)
+    with process_group(chosen) as chosen:
+        is_first = rank_and_world()[0] == 0
+        board = tensorboard(output / "tensorboard") if is_first else None
+        with TrainingProgress(options.num_iterations, quiet or not is_first) as progress:
+            progress.announce(
+                f"{options.stream} stream on {chosen}: {len(dataset.train)} videos of {len(dataset.classes)} classes, "
+                f"{len(dataset.validation)} to validate with"
+            )
+
+            def report(step: int, values: dict[str, float]) -> None:
+                progress.show(step, values)
+                if board:
+                    board(step, values)
+
+            result = train_actions(
+                dataset,
+                output,
+                options,
+                schedule=PRESETS[schedule] if schedule else None,
+                weights=weights,
+                device=chosen,
+                jobs=jobs or torch.get_num_threads(),
+                overwrite=overwrite,
+                report=report,
+            )
+        if result is None:
+            progress.interrupted(output)
+            sys.exit(INTERRUPTED)
+        if is_first:
+            write_result(output, data.resolve().name, dataset, result)
+            click.echo(json.dumps(result.summary(output)) if as_json else result.headline(output))
+
+
+def _read_action_options(
+    preset: str | None, weights: str | None, freeze_tvnet: bool, given: dict[str, Any]
+) -> ActionOptions:
+    """The options of a preset, and those that were given."""
+    numbers = {name: value for name, value in given.items() if value is not None}
+    preset = preset or ("tsn-rgb" if numbers.get("stream") == "rgb" else "tsn-flow")
+    if numbers.get("stream", ACTION_PRESETS[preset].stream) != ACTION_PRESETS[preset].stream:
+        raise click.UsageError(f"the preset {preset} is not for the {numbers['stream']} stream")
+    if freeze_tvnet and numbers.get("tvnet_learning_rate"):
+        raise click.UsageError("--freeze-tvnet and --tvnet-learning-rate: give one")
+    if freeze_tvnet:
+        numbers["tvnet_learning_rate"] = 0.0
+    if not weights:  # random weights have no statistics that could be frozen
+        numbers.setdefault("batch_norm", "full")
+    if "size" in numbers:
+        numbers.setdefault("short_side", round(numbers["size"] * ActionOptions.short_side / ActionOptions.size))
+    try:
+        return dataclasses.replace(ACTION_PRESETS[preset], **numbers)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None

@@ -17,12 +17,14 @@ FlowSolver = Literal["auto", "torch", "numba", "triton"]
 DType = Literal["float32", "bfloat16"]
 StackOrder = Literal["interleaved", "grouped"]
 ChannelOrder = Literal["RGB", "BGR"]
+BatchNorm = Literal["partial", "full", "frozen"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
 STREAMS: tuple[Stream, ...] = ("flow", "rgb")
 FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
+BATCH_NORMS: tuple[BatchNorm, ...] = ("partial", "full", "frozen")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
 DEFAULT_WEIGHTS: dict[Stream, str] = {"flow": "tvnet50-motion"}  # that come with the program
 DEFAULT_JOBS = 2  # threads of tvnet aslan-eval
@@ -232,7 +234,130 @@ class FieldOptions:
     scales: bool = False
 
 
-def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class ActionOptions:
+    """The recipe of ``tvnet train actions``. The defaults are that of Temporal Segment Networks for flow.
+
+    Attributes
+    ----------
+    stream : {"flow", "rgb"}
+        ``flow``: TVNet and the 10-channel network, trained together; ``rgb``: the network alone, on single frames.
+    size : int, pixels
+        Side of the square that TVNet and the network see.
+    short_side : int, pixels
+        The short side of each frame is resized to this before it is cut.
+    crop_scales : tuple of float, in (0, 1]
+        Sides of the crops that are resized to ``size``, as shares of the short side, in order.
+    flip : bool
+        Mirror half of the videos left and right. Not where classes differ in that alone.
+    num_segments : int
+        Parts of a video that give a snippet each; their class scores are averaged.
+    num_iterations : int
+        Steps of the optimiser.
+    batch_size : int
+        Videos in a step, of all processes together.
+    learning_rate, momentum, weight_decay : float
+        Of the stochastic gradient descent. Weights alone decay: no biases, no batch normalisation, no TVNet.
+    milestones : tuple of int
+        Iterations from which on each learning rate is a tenth of what it was.
+    bias_factor, first_layer_factor : float
+        Learning rates of the biases and of the first convolution, as multiples.
+    tvnet_learning_rate : float
+        Of TVNet's kernels and start field; 0 freezes TVNet.
+    flow_weight : float
+        Of the flow loss beside the loss of the classes.
+    clip_norm : float
+        Largest norm of all gradients together.
+    dropout : float, in [0, 1)
+        Before the classifier.
+    batch_norm : {"partial", "full", "frozen"}
+        Which normalisations learn from the batches: all but those behind the first convolution are frozen, none is,
+        all are. Frozen ones need the statistics of trained weights.
+    dtype : {"float32", "bfloat16"}
+        What the network computes in; flow is always float32.
+    validation_clips : int
+        Clips of a video, of equal distance and cut from the centre, whose class scores are averaged in validation.
+    validate_every : int
+        Iterations between two validations; the last iteration always has one.
+    checkpoint_every : int
+        Iterations between two checkpoints, from which a run goes on that was stopped.
+    seed : int
+        Of the start of the classifier, of all that is drawn for batches, and of dropout.
+    """
+
+    stream: Stream = "flow"
+    size: int = 224
+    short_side: int = 256
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.65625)
+    flip: bool = True
+    num_segments: int = 3
+    num_iterations: int = 18_000
+    batch_size: int = 128
+    learning_rate: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[int, ...] = (10_000, 16_000)
+    bias_factor: float = 2.0
+    first_layer_factor: float = 5.0
+    tvnet_learning_rate: float = 0.005
+    flow_weight: float = 0.1
+    clip_norm: float = 20.0
+    dropout: float = 0.7
+    batch_norm: BatchNorm = "partial"
+    dtype: DType = "float32"
+    validation_clips: int = 25
+    validate_every: int = 1000
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"stream": STREAMS, "batch_norm": BATCH_NORMS, "dtype": DTYPES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in "num_segments num_iterations batch_size validation_clips validate_every checkpoint_every".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in "weight_decay bias_factor first_layer_factor tvnet_learning_rate flow_weight".split():
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
+        for name in ("dropout", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.size <= self.short_side:
+            raise ValueError(f"a crop of {self.size} pixels does not fit a short side of {self.short_side}")
+        if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
+            raise ValueError(f"crop_scales are shares of the short side, between 0 and 1, not {self.crop_scales}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {self.seed}")
+
+    @property
+    def clip_length(self) -> int:
+        """Consecutive frames of a snippet: 6 give 5 flow fields."""
+        return 6 if self.stream == "flow" else 1
+
+
+# Wang et al., Temporal Segment Networks, ECCV 2016: the solvers and networks of the published models, and for TVNet,
+# whose joint training was never published, the learning rate that its authors trained it alone with.
+ACTION_PRESETS: dict[str, ActionOptions] = {
+    "tsn-flow": ActionOptions(),
+    "tsn-rgb": ActionOptions(
+        stream="rgb",
+        num_iterations=3500,
+        learning_rate=0.001,
+        milestones=(1500, 3000),
+        first_layer_factor=1.0,
+        clip_norm=40.0,
+        dropout=0.8,
+        validate_every=500,
+    ),
+}
+
+
+def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions | ActionOptions) -> dict[str, object]:
     """The options by name, ready for JSON."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

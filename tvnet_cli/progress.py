@@ -208,5 +208,52 @@ class FlowProgress(_Screen):
         }
 
 
+class TrainingProgress(_Screen):
+    """Steps done and left, the loss, their rate and the time left; a bar on a terminal, else a line now and then.
+
+    Parameters
+    ----------
+    total : int
+        Steps.
+    quiet : bool
+        Say nothing but errors.
+    """
+
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        super().__init__("steps", total, quiet)
+        self.total = total
+        self._said = self._started
+        self._before: int | None = None  # steps that an earlier run did
+
+    def announce(self, line: str) -> None:
+        """Say what is trained, on what."""
+        self._say(escape(line))
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Say what was logged of a step."""
+        now = time.monotonic()
+        if self._before is None:
+            self._before, self._started = step - 1, now
+            if self._before:
+                self._say(f"going on after step {self._before}")
+        done_since = step - 1 - self._before  # the first step, which waits for much, is not timed
+        rate = f"{done_since / max(now - self._started, 1e-3) * 60:.1f}/min" if done_since else ""
+        self._bar.update(self._task, completed=step, description=f"steps, loss {values['loss']:.4f}", rate=rate)
+        validation = {name: value for name, value in values.items() if name.startswith("validation_")}
+        often = now - self._said > SECONDS_BETWEEN_LINES and not self.console.is_terminal
+        if validation or often:
+            shown = {"loss": values["loss"], **validation}
+            said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+            left = (
+                f", {(self.total - step) / done_since * (now - self._started) / 60:.0f} min left" if done_since else ""
+            )
+            self._say(f"[{step}/{self.total}] {said}" + (f" ({rate}{left})" if rate and step < self.total else ""))
+            self._said = now
+
+    def interrupted(self, folder: Path) -> None:
+        """The closing line of a run that was stopped."""
+        self._say(f"interrupted: the same command goes on from the checkpoint in {escape(str(folder))}", always=True)
+
+
 def _written(targets: Sequence[Target]) -> list[str]:
     return list(dict.fromkeys(str(target.path) for target in targets if target.path.exists()))

@@ -158,8 +158,7 @@ def read_clips(
 
 
 def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
-    if video.damage and video.damage.bad_packets > MAX_BAD_PACKETS * video.damage.packets:
-        raise VideoReadError(f"damaged: {video.damage.reason}")
+    refuse_damaged(video)
     frame_index = clip_frames(video.num_frames, num_clips, clip_length)
     wanted, place = np.unique(frame_index, return_inverse=True)
     pictures = np.empty((len(wanted), crop_size, crop_size, 3), np.uint8)
@@ -175,6 +174,18 @@ def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: 
         padded=video.num_frames < clip_length,
         notes=video.notes,
     )
+
+
+def refuse_damaged(video: VideoScan) -> None:
+    """Refuse a video whose clips would be picked from what is left of it.
+
+    Raises
+    ------
+    VideoReadError
+        If more than 5 % of the packets cannot be decoded, as far as the scan can tell.
+    """
+    if video.damage and video.damage.bad_packets > MAX_BAD_PACKETS * video.damage.packets:
+        raise VideoReadError(f"damaged: {video.damage.reason}")
 
 
 def scan(path: Path) -> VideoScan:

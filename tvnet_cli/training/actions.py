@@ -1,0 +1,256 @@
+"""`tvnet train actions`: TVNet and BN-Inception learn together, end to end, to tell the actions in videos apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tvnet_cli.device import thread_pool, true_float32
+from tvnet_cli.errors import TrainingError
+from tvnet_cli.network.cards import WeightCard
+from tvnet_cli.network.weights import TVNET_PREFIX, write_weights
+from tvnet_cli.options import ActionOptions, TVNetOptions, as_dict
+from tvnet_cli.recipe import Recipe, software
+from tvnet_cli.training.action_network import ActionNetwork, new_model, parameter_groups
+from tvnet_cli.training.clips import ActionBatch, TrainingClips, refuse_unreadable, validation_clips
+from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
+from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
+from tvnet_cli.training.loop import Pace, Report, fit
+from tvnet_cli.training.processes import add_over_processes, rank_and_world
+
+WEIGHTS = "weights.safetensors"
+CLIPS_AT_ONCE = 5  # in validation
+VIDEOS_AHEAD = 4  # read while others are worked on
+BATCHES_AHEAD = 2  # read while a step runs
+
+
+@dataclass(frozen=True)
+class ActionResult:
+    """What a training ended with.
+
+    Attributes
+    ----------
+    model : ActionNetwork
+        In evaluation mode, on its device.
+    recipe : dict
+        All that decided the result.
+    confusion : ndarray, (classes, classes), int64
+        Validation videos by class and answer.
+    """
+
+    model: ActionNetwork = field(repr=False)
+    recipe: Recipe = field(repr=False)
+    confusion: NDArray[np.int64] = field(repr=False)
+
+    def summary(self, folder: Path) -> dict[str, object]:
+        """The result as plain values, ready for JSON; the accuracy is a share."""
+        validated = int(self.confusion.sum())
+        return {
+            "iterations": self.model.options.num_iterations,
+            "validation_accuracy": accuracy(self.confusion) if validated else None,
+            "validation_videos": validated,
+            "weights": str(folder / WEIGHTS),
+        }
+
+    def headline(self, folder: Path) -> str:
+        """The result in one line."""
+        validated = int(self.confusion.sum())
+        found = (
+            f"accuracy {100 * accuracy(self.confusion):.2f} % of {validated} validation videos; " if validated else ""
+        )
+        return f"{found}weights in {folder / WEIGHTS}"
+
+
+def train_actions(
+    dataset: ActionDataset,
+    folder: Path,
+    options: ActionOptions,
+    *,
+    schedule: TVNetOptions | None = None,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    jobs: int = 1,
+    overwrite: bool = False,
+    report: Report = lambda step, values: None,
+) -> ActionResult | None:
+    """Train on a data set, or go on with a training that was stopped.
+
+    Parameters
+    ----------
+    dataset : ActionDataset
+    folder : Path
+        Of the checkpoint and the log; see ``tvnet_cli.training.loop.fit``.
+    options : ActionOptions
+    schedule : TVNetOptions, optional
+        Of TVNet; see ``new_model``.
+    weights : str, optional
+        To begin with; see ``new_model``.
+    device : torch.device or str
+    jobs : int
+        Threads that read videos.
+    overwrite : bool
+        Begin anew, whatever the folder holds.
+    report : callable
+        Called with the number of iterations done and what was logged.
+
+    Returns
+    -------
+    ActionResult or None
+        None: it was interrupted, and the checkpoint holds what was reached.
+
+    Raises
+    ------
+    TrainingError
+        If the folder holds another training, if a loss or gradient is no finite number, or if the batch cannot be
+        shared equally by the processes of a group.
+    DatasetError, VideoReadError, WeightsError
+    """
+    rank, world = rank_and_world()
+    if options.batch_size % world:
+        raise TrainingError(f"a batch of {options.batch_size} cannot be shared equally by {world} processes")
+    model, sha256 = new_model(len(dataset.classes), options, schedule, weights)
+    model.to(device)
+    optimizer = torch.optim.SGD(parameter_groups(model), options.learning_rate, options.momentum)
+    recipe: Recipe = {
+        "options": as_dict(options),
+        "tvnet": as_dict(model.tvnet.options) if model.tvnet is not None else None,
+        "weights": sha256,
+        "classes": list(dataset.classes),
+        "videos": _sha256(dataset),
+        "processes": world,
+        "software": software(torch.device(device)),
+    }
+    last: list[NDArray[np.int64]] = []
+
+    def losses(step: int, batch: ActionBatch) -> dict[str, Tensor]:
+        model.train()
+        labels = batch.labels.to(device)
+        scores, bent = model(batch.frames.to(device))
+        classes = F.cross_entropy(scores, labels)
+        return {
+            "loss": classes + options.flow_weight * bent,
+            "classification": classes,
+            "flow": bent,
+            "accuracy": (scores.argmax(1) == labels).float().mean(),
+        }
+
+    def validate() -> dict[str, float]:
+        confusion, loss = _validate(model, dataset.validation, device, pool)
+        last.append(confusion)
+        return {"validation_accuracy": accuracy(confusion), "validation_loss": loss}
+
+    def rate(step: int) -> float:
+        return float(0.1 ** bisect_right(options.milestones, step))
+
+    pace = Pace(
+        steps=options.num_iterations,
+        learning_rate=rate,
+        clip_norm=options.clip_norm,
+        seed=options.seed,
+        checkpoint_every=options.checkpoint_every,
+        validate_every=options.validate_every,
+        ahead=BATCHES_AHEAD,
+    )
+    with thread_pool(jobs) as pool, true_float32():
+        refuse_unreadable([*dataset.train, *dataset.validation], pool)
+        clips = TrainingClips(dataset.train, options, pool, rank, world)
+        done = fit(
+            folder,
+            model,
+            optimizer,
+            clips,
+            losses,
+            pace,
+            recipe,
+            validate=validate if dataset.validation else None,
+            report=report,
+            overwrite=overwrite,
+        )
+        if done and not last:  # all was done before, or there is nothing to validate with
+            validate()
+    return ActionResult(model.eval(), recipe, last[-1]) if done else None
+
+
+@torch.no_grad()
+def _validate(
+    model: ActionNetwork, videos: tuple[LabelledVideo, ...], device: torch.device | str, pool: Executor
+) -> tuple[NDArray[np.int64], float]:
+    """The confusion of classes and the mean loss over the videos, each process having its part of them."""
+    model.eval()
+    rank, world = rank_and_world()
+    own = videos[rank::world]
+    classes = model.network.fc.out_features  # type: ignore[union-attr]
+    counts, loss = torch.zeros(classes, classes, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    for video, clips in _clips_of(own, model.options, pool):
+        scores = torch.cat([model(part.to(device))[0] for part in torch.split(clips, CLIPS_AT_ONCE)]).mean(0).cpu()
+        counts[video.label, int(scores.argmax())] += 1
+        loss += F.cross_entropy(scores[None], torch.tensor([video.label]))
+    add_over_processes(counts)
+    add_over_processes(loss)
+    return counts.numpy(), float(loss) / max(1, len(videos))
+
+
+def _clips_of(
+    videos: Sequence[LabelledVideo], options: ActionOptions, pool: Executor
+) -> Iterator[tuple[LabelledVideo, Tensor]]:
+    """Each video and its clips, few of them read ahead, so that memory stays small."""
+    reading = [pool.submit(validation_clips, video, options) for video in videos[:VIDEOS_AHEAD]]
+    for number, video in enumerate(videos):
+        clips = reading.pop(0).result()
+        if number + VIDEOS_AHEAD < len(videos):
+            reading.append(pool.submit(validation_clips, videos[number + VIDEOS_AHEAD], options))
+        yield video, clips
+
+
+def _sha256(dataset: ActionDataset) -> str:
+    """Of the names, labels and parts of all videos."""
+    parts = [[(video.video_id, video.label) for video in part] for part in (dataset.train, dataset.validation)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def write_result(folder: Path, data: str, dataset: ActionDataset, result: ActionResult) -> None:
+    """Write ``weights.safetensors`` with its card, ``classes.csv`` and ``confusion.svg``.
+
+    Parameters
+    ----------
+    folder : Path
+    data : str
+        What the data set is called.
+    dataset : ActionDataset
+    result : ActionResult
+
+    Raises
+    ------
+    WeightsError
+        If they cannot be written.
+    """
+    model, confusion = result.model, result.confusion
+    tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
+    if model.tvnet is not None:
+        tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
+    validated = int(confusion.sum())
+    card = WeightCard(
+        stream=model.options.stream,
+        source="trained with tvnet train actions",
+        licence="as its training data and the weights that it began with allow",
+        training_data=f"{data}: {len(dataset.train)} videos of {len(dataset.classes)} classes",
+        input=model.how,
+        numbers={"validation_accuracy": accuracy(confusion), "validation_videos": validated} if validated else {},
+        training={key: value for key, value in result.recipe.items() if value is not None and key != "tvnet"},
+        tvnet=model.tvnet.options if model.tvnet is not None else TVNetOptions(),
+    )
+    write_weights(folder / WEIGHTS, tensors, card, overwrite=True)
+    if validated:
+        (folder / "classes.csv").write_text(class_table(confusion, dataset.classes), "utf-8")
+        (folder / "confusion.svg").write_text(confusion_picture(confusion, dataset.classes), "utf-8")
