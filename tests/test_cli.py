@@ -162,7 +162,8 @@ def test_the_recipe_guards_the_file(films, tmp_path):
     assert "--overwrite" in result.stderr
 
 
-def test_without_weights_the_command_says_what_to_do(films):
+def test_without_weights_the_command_says_what_to_do(films, monkeypatch):
+    monkeypatch.setattr("tvnet_cli.network.weights.weights_folder", lambda: films)
     result = tvnet("features", films)
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1

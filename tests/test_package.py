@@ -71,7 +71,7 @@ def test_a_wheel_finds_its_weights_wherever_it_lies(wheel, tmp_path):
         archive.extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tvnet_cli.network.weights import weights_folder\n"
+        "from tvnet_cli.network.cards import weights_folder\n"
         "print(weights_folder()); assert (weights_folder() / 'README.md').is_file()"
     )
     found = subprocess.run(

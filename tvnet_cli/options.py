@@ -15,6 +15,8 @@ Presmoothing = float | Literal["authors"]
 Stream = Literal["flow", "rgb"]
 FlowSolver = Literal["auto", "torch", "numba", "triton"]
 DType = Literal["float32", "bfloat16"]
+StackOrder = Literal["interleaved", "grouped"]
+ChannelOrder = Literal["RGB", "BGR"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
@@ -22,6 +24,7 @@ STREAMS: tuple[Stream, ...] = ("flow", "rgb")
 FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
+DEFAULT_WEIGHTS: dict[Stream, str] = {"flow": "tvnet50-motion"}  # that come with the program
 DEFAULT_JOBS = 2  # threads of tvnet aslan-eval
 DEFAULT_PRESET = "tvnet-50"
 MAX_SMOOTHING = 10  # pixels

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -9,16 +10,11 @@ from safetensors.torch import save_file
 
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
+from tvnet_cli.network import weights
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.weights import (
-    FlowInput,
-    RGBInput,
-    load_models,
-    load_weights,
-    read_card,
-    untrained_model,
-    weights_folder,
-)
+from tvnet_cli.network.cards import FlowInput, RGBInput, WeightCard, read_card, weights_folder
+from tvnet_cli.network.weights import load_models, load_weights, untrained_model, write_weights
+from tvnet_cli.options import DEFAULT_WEIGHTS, TVNetOptions
 
 FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
 RGB_INPUT = 'mean = [104, 117, 128]\norder = "BGR"'
@@ -39,7 +35,7 @@ def write_card(path: Path, stream: str = "flow", extra: str = "", sha256: str = 
     path.with_suffix(".toml").write_text("\n".join(lines))
 
 
-def write_weights(path: Path, in_channels: int = 10, dtype: torch.dtype = torch.float32, **extra: torch.Tensor) -> Path:
+def write_network(path: Path, in_channels: int = 10, dtype: torch.dtype = torch.float32, **extra: torch.Tensor) -> Path:
     tensors = BNInception(in_channels, num_classes=7).state_dict()
     tensors = {key: tensor.to(dtype) for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
     save_file({**tensors, **extra}, path)
@@ -48,7 +44,7 @@ def write_weights(path: Path, in_channels: int = 10, dtype: torch.dtype = torch.
 
 
 def test_a_file_with_its_card_goes_round(tmp_path):
-    model = load_weights(str(write_weights(tmp_path / "mine.safetensors")))
+    model = load_weights(str(write_network(tmp_path / "mine.safetensors")))
     assert model.card.stream == "flow"
     assert model.card.input == FlowInput(6.375, 20.0, "interleaved")
     assert model.card.numbers == {"accuracy": 50.0}
@@ -58,12 +54,12 @@ def test_a_file_with_its_card_goes_round(tmp_path):
 
 
 def test_half_precision_is_computed_in_float32(tmp_path):
-    model = load_weights(str(write_weights(tmp_path / "mine.safetensors", dtype=torch.float16)))
+    model = load_weights(str(write_network(tmp_path / "mine.safetensors", dtype=torch.float16)))
     assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
 
 
 def test_an_rgb_file_brings_its_means(tmp_path):
-    model = load_weights(str(write_weights(tmp_path / "mine.safetensors", in_channels=3)))
+    model = load_weights(str(write_network(tmp_path / "mine.safetensors", in_channels=3)))
     assert model.card.input == RGBInput((104.0, 117.0, 128.0), "BGR")
     assert model.tvnet is None
 
@@ -72,7 +68,7 @@ def test_trained_kernels_are_loaded_with_their_schedule(tmp_path):
     net = TVNet(num_iterations=10, u0_size=(30, 40))
     torch.nn.init.normal_(net.gradient_kernels)
     path = tmp_path / "mine.safetensors"
-    write_weights(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
+    write_network(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
     write_card(path, extra="[tvnet]\nnum_iterations = 10")
     model = load_weights(str(path))
     assert torch.equal(model.tvnet.gradient_kernels, net.gradient_kernels)
@@ -82,13 +78,13 @@ def test_trained_kernels_are_loaded_with_their_schedule(tmp_path):
 def test_kernels_of_another_schedule_are_refused(tmp_path):
     net = TVNet(num_iterations=10)
     path = tmp_path / "mine.safetensors"
-    write_weights(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
+    write_network(path, **{f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()})
     with pytest.raises(WeightsError, match=r"divergence_kernels is \(1, 1, 10, 2, 2, 2\), expected \(1, 1, 50"):
         load_weights(str(path))
 
 
 def test_a_changed_file_is_refused(tmp_path):
-    path = write_weights(tmp_path / "mine.safetensors")
+    path = write_network(tmp_path / "mine.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -107,8 +103,8 @@ def test_what_is_no_safetensors_file_is_refused_even_if_its_card_agrees(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drop": "inception_3a_1x1.bias"}, r"1 missing \(inception_3a_1x1\.bias"),
-        ({"add": "inception_9z.weight"}, r"1 unknown \(inception_9z\.weight"),
+        ({"drop": "inception_3a_1x1.bias"}, r"tensors 1 missing: inception_3a_1x1\.bias$"),
+        ({"add": "inception_9z.weight"}, r"tensors 1 unknown: inception_9z\.weight$"),
         ({"shape": "inception_3a_1x1.bias"}, r"inception_3a_1x1\.bias is \(1, 64\), expected \(64,\)"),
         ({"nan": "inception_3a_1x1.bias"}, "not finite numbers"),
     ],
@@ -136,6 +132,7 @@ def test_tensors_that_are_not_the_network_are_refused_by_name(tmp_path, change, 
         ({"architecture": "resnet"}, "architecture is 'resnet'"),
         ({"extra": "[tvnet]\nnum_iterations = 0"}, "num_iterations must be at least 1"),
         ({"extra": "[tvnet]\nspeed = 0"}, "speed"),
+        ({"extra": "[[training]]"}, "training is missing or not a table"),
         ({"extra": "[more]\nx = 1"}, "unknown entry 'more'"),
         ({"extra": "]"}, "cannot read the card"),
     ],
@@ -162,7 +159,7 @@ def test_an_input_table_must_be_whole(tmp_path, entries, message):
 
 
 def test_weights_without_a_card_or_a_file_are_refused(tmp_path):
-    path = write_weights(tmp_path / "mine.safetensors")
+    path = write_network(tmp_path / "mine.safetensors")
     path.with_suffix(".toml").unlink()
     with pytest.raises(WeightsError, match=r"mine\.toml is missing"):
         load_weights(str(path))
@@ -191,18 +188,87 @@ def test_untrained_features_tell_videos_apart_and_are_alive_without_motion():
 
 
 def test_each_stream_gets_its_weights(tmp_path):
-    flow, rgb = write_weights(tmp_path / "flow.safetensors"), write_weights(tmp_path / "rgb.safetensors", 3)
+    flow, rgb = write_network(tmp_path / "flow.safetensors"), write_network(tmp_path / "rgb.safetensors", 3)
     models = load_models([str(rgb), str(flow)], ("flow", "rgb"))
     assert [models["flow"].name, models["rgb"].name] == [str(flow), str(rgb)]
     assert load_models([str(flow), "untrained"], ("flow", "rgb"))["rgb"].name == "untrained"
-    with pytest.raises(WeightsError, match="no weights for the rgb stream"):
+    with pytest.raises(WeightsError, match="no RGB weights come with the program: tvnet weights import"):
         load_models([str(flow)], ("flow", "rgb"))
     with pytest.raises(WeightsError, match="both for the flow stream"):
         load_models([str(flow), str(flow)], ("flow",))
     with pytest.raises(WeightsError, match="for the rgb stream, which was not asked for"):
         load_models([str(flow), str(rgb)], ("flow",))
-    with pytest.raises(WeightsError, match="--weights untrained"):
+
+
+def test_a_stream_without_a_name_gets_the_weights_that_come_with_the_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "weights_folder", lambda: tmp_path)
+    with pytest.raises(WeightsError, match=r"no trained weights for the flow stream.*--weights untrained"):
         load_models([], ("flow",))
+    shipped = write_network(tmp_path / f"{DEFAULT_WEIGHTS['flow']}.safetensors")
+    rgb = write_network(tmp_path / "rgb.safetensors", 3)
+    assert load_models([], ("flow",))["flow"].name == shipped.stem
+    assert load_models([str(rgb)], ("flow", "rgb"))["flow"].name == shipped.stem
+    assert load_models(["untrained"], ("flow",))["flow"].name == "untrained"
+    with pytest.raises(
+        WeightsError, match=r"no RGB weights come with the program: tvnet weights import .*--stream rgb"
+    ):
+        load_models([], ("flow", "rgb"))
+
+
+CARD = WeightCard(
+    stream="flow",
+    source='the "best"\nweights\x7f, \\',
+    licence="MIT",
+    training_data="Filme, größtenteils",
+    input=FlowInput(6.375, 20.0, "interleaved"),
+    numbers={"accuracy": 87.7, "per fold": [1e-7, 2.0]},
+    training={"command": "train", "seed": 3, "amp": True, "data": {"films": 7, "of 2 kinds": {}}},
+    tvnet=TVNetOptions(num_iterations=2, presmoothing=0.5),
+)
+
+
+def test_what_is_written_is_read_again_to_the_last_bit(tmp_path):
+    net, tvnet = BNInception(10, num_classes=3), TVNet.from_options(CARD.tvnet)
+    torch.nn.init.normal_(tvnet.gradient_kernels)
+    tensors = net.state_dict() | {f"tvnet.{key}": tensor for key, tensor in tvnet.state_dict().items()}
+    written = write_weights(tmp_path / "new" / "mine.safetensors", tensors, CARD)
+    model = load_weights(str(tmp_path / "new" / "mine.safetensors"))
+    assert model.card == written == dataclasses.replace(CARD, sha256=written.sha256)
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in model.network.state_dict().items())
+    assert torch.equal(model.tvnet.gradient_kernels, tvnet.gradient_kernels)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.safetensors", "mine.toml"]
+
+
+def test_nothing_is_overwritten_unless_asked_and_nothing_wrong_is_written(tmp_path):
+    tensors, path = BNInception(10, num_classes=0).state_dict(), tmp_path / "mine.safetensors"
+    with pytest.raises(WeightsError, match=r"1 missing: conv2_3x3_reduce_bn\.running_var$"):
+        write_weights(path, {k: v for k, v in tensors.items() if k != "conv2_3x3_reduce_bn.running_var"}, CARD)
+    with pytest.raises(TypeError, match="a card cannot hold None"):
+        write_weights(path, tensors, dataclasses.replace(CARD, numbers={"accuracy": None}))
+    assert not list(tmp_path.iterdir())
+    first = write_weights(path, tensors, CARD)
+    tensors["conv1_7x7_s2.bias"] += 1
+    with pytest.raises(WeightsError, match=r"mine\.safetensors is there already"):
+        write_weights(path, tensors, CARD)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"mine\.toml is there already"):
+        write_weights(path, tensors, CARD)
+    assert write_weights(path, tensors, CARD, overwrite=True).sha256 != first.sha256
+    load_weights(str(path))
+
+
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
+    tensors, path = BNInception(10, num_classes=0).state_dict(), tmp_path / "mine.safetensors"
+    write_weights(path, tensors, CARD)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WeightsError, match=r"cannot write .*mine\.safetensors: No space left on device"):
+        write_weights(path, tensors, CARD, overwrite=True)
+    load_weights(str(path))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_weights_folder_is_found_and_every_shipped_file_has_a_valid_card():

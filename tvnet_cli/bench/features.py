@@ -18,9 +18,10 @@ from tvnet_cli.bench.pairs import texture
 from tvnet_cli.bench.timing import Claim, Effort, Progress, Results, Row, interleave, num_cores
 from tvnet_cli.device import thread_pool
 from tvnet_cli.features.extract import NETWORK_BATCH, extract_features
+from tvnet_cli.network.cards import FlowInput
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import stack_flow
-from tvnet_cli.network.weights import FlowInput, StreamModel, untrained_model
+from tvnet_cli.network.weights import StreamModel, untrained_model
 from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import find_videos

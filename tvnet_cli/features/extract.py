@@ -18,9 +18,10 @@ from torch import Tensor
 from tvnet_cli.device import num_workers, thread_pool, true_float32
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.store import FeatureStore
+from tvnet_cli.network.cards import FlowInput, RGBInput
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
-from tvnet_cli.network.weights import FlowInput, RGBInput, StreamModel
+from tvnet_cli.network.weights import StreamModel
 from tvnet_cli.options import DEFAULT_BATCH_SIZE, DType, ExtractOptions, Stream, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.decode import VideoClips, read_clips

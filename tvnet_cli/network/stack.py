@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-StackOrder = Literal["interleaved", "grouped"]
-ChannelOrder = Literal["RGB", "BGR"]
+from tvnet_cli.options import ChannelOrder, StackOrder
 
 
 def stack_flow(

@@ -1,90 +1,28 @@
-"""Find, verify and load weights. Each weight file has a card beside it that says what it is and how to feed it."""
+"""Find, verify, load and write weights. Each weight file has a card beside it: see ``tvnet_cli.network.cards``."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import sys
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.stack import ChannelOrder, StackOrder
-from tvnet_cli.options import STREAMS, Stream, TVNetOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tvnet_cli.network.cards import FlowInput, RGBInput, WeightCard, as_toml, card_table, read_card, weights_folder
+from tvnet_cli.options import DEFAULT_WEIGHTS, Stream, TVNetOptions
 
 UNTRAINED = "untrained"
 IN_CHANNELS: dict[Stream, int] = {"flow": 10, "rgb": 3}
-ARCHITECTURE = "bn_inception"
 TVNET_PREFIX = "tvnet."  # of the solver's tensors in a flow file; all others are the network's
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class FlowInput:
-    """How flow becomes network input; see ``tvnet_cli.network.stack.stack_flow``."""
-
-    scale: float
-    clip_pixels: float
-    order: StackOrder
-
-    def __post_init__(self) -> None:
-        if self.order not in get_args(StackOrder) or not self.scale > 0 or not self.clip_pixels > 0:
-            raise ValueError(
-                f"flow input needs scale > 0, clip_pixels > 0, order in {get_args(StackOrder)}, not {self}"
-            )
-
-
-@dataclass(frozen=True)
-class RGBInput:
-    """How RGB frames become network input; see ``tvnet_cli.network.stack.prepare_rgb``."""
-
-    mean: tuple[float, float, float]
-    order: ChannelOrder
-
-    def __post_init__(self) -> None:
-        if self.order not in get_args(ChannelOrder) or len(self.mean) != 3:
-            raise ValueError(f"RGB input needs three means and order in {get_args(ChannelOrder)}, not {self}")
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
-
-
-@dataclass(frozen=True)
-class WeightCard:
-    """What a weight file is: the TOML file beside it.
-
-    Attributes
-    ----------
-    architecture, stream, source, licence, training_data, sha256 : str
-    input : FlowInput or RGBInput
-        The ``[input]`` table.
-    numbers : dict
-        The ``[numbers]`` table: what was measured with these weights.
-    tvnet : TVNetOptions
-        The ``[tvnet]`` table, optional: the schedule that the network was trained with.
-    """
-
-    architecture: str
-    stream: Stream
-    source: str
-    licence: str
-    training_data: str
-    sha256: str
-    input: FlowInput | RGBInput
-    numbers: dict[str, Any] = field(default_factory=dict)
-    tvnet: TVNetOptions = field(default_factory=TVNetOptions)
 
 
 @dataclass(frozen=True)
@@ -97,20 +35,14 @@ class StreamModel:
     tvnet: TVNet | None
 
 
-def weights_folder() -> Path:
-    """The folder of the weights that come with the program: inside an installed package, beside a checkout's."""
-    installed = _PACKAGE / "weights"
-    return installed if installed.is_dir() else _PACKAGE.parent / "weights"
-
-
 def load_models(names: Sequence[str], streams: Sequence[Stream]) -> dict[Stream, StreamModel]:
     """A model for each stream.
 
     Parameters
     ----------
     names : sequence of str
-        ``untrained``, the name of shipped weights, or a ``.safetensors`` file. The cards tell the streams;
-        ``untrained`` serves the streams that no other name does.
+        ``untrained``, the name of shipped weights, or a ``.safetensors`` file. The cards tell the streams. A stream
+        that no name serves gets ``untrained`` if that was named, else the weights that come with the program.
     streams : sequence of {"flow", "rgb"}
 
     Returns
@@ -123,11 +55,6 @@ def load_models(names: Sequence[str], streams: Sequence[Stream]) -> dict[Stream,
     WeightsError
         If weights are missing, are not what their card says, or two serve one stream.
     """
-    if not names:
-        raise WeightsError(
-            "no trained weights come with this version: give --weights FILE.safetensors, "
-            "or --weights untrained for a seeded random network"
-        )
     models: dict[Stream, StreamModel] = {}
     for name in names:
         if name == UNTRAINED:
@@ -140,11 +67,25 @@ def load_models(names: Sequence[str], streams: Sequence[Stream]) -> dict[Stream,
             raise WeightsError(f"{models[stream].name} and {name} are both for the {stream} stream: give one")
         models[stream] = model
     for stream in streams:
-        if stream not in models and UNTRAINED not in names:
-            raise WeightsError(f"no weights for the {stream} stream: add --weights FILE.safetensors or untrained")
         if stream not in models:
-            models[stream] = untrained_model(stream)
+            models[stream] = untrained_model(stream) if UNTRAINED in names else _default_model(stream)
     return {stream: models[stream] for stream in streams}
+
+
+def _default_model(stream: Stream) -> StreamModel:
+    """The model that comes with the program."""
+    name = DEFAULT_WEIGHTS.get(stream)
+    if name is None:
+        raise WeightsError(
+            f"no {stream.upper()} weights come with the program: tvnet weights import FILE --name NAME "
+            f"--stream {stream} takes published ones, then add --weights NAME; or add --weights untrained"
+        )
+    if not (weights_folder() / f"{name}.safetensors").exists():
+        raise WeightsError(
+            f"no trained weights for the {stream} stream come with this version: give --weights FILE.safetensors, "
+            "or --weights untrained for a seeded random network"
+        )
+    return load_weights(name)
 
 
 def untrained_model(stream: Stream, seed: int = 0) -> StreamModel:
@@ -170,7 +111,6 @@ def untrained_model(stream: Stream, seed: int = 0) -> StreamModel:
                 module.bias.normal_(0, 0.1, generator=generator)
     flow = stream == "flow"
     card = WeightCard(
-        architecture=ARCHITECTURE,
         stream=stream,
         source=f"seeded random numbers, seed {seed}",
         licence="none needed",
@@ -201,21 +141,62 @@ def load_weights(name: str) -> StreamModel:
         tensors = load(content)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
-    solver = {key.removeprefix(TVNET_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(TVNET_PREFIX)}
-    if solver and card.stream != "flow":
-        raise WeightsError(f"{path} holds a TVNet, but its card says {card.stream}")
-    classifier = tensors.get("fc.weight")
-    network = BNInception(IN_CHANNELS[card.stream], num_classes=0 if classifier is None else len(classifier))
-    _load_strictly(network, tensors, path)
-    tvnet = None
-    if card.stream == "flow":
-        u0 = solver.get("u0")
-        size = {} if u0 is None or u0.dim() != 4 else {"u0_size": (u0.shape[2], u0.shape[3])}
-        tvnet = TVNet.from_options(card.tvnet, **size)
-        if solver:
-            _load_strictly(tvnet, solver, path)
-        tvnet.eval()
-    return StreamModel(name, card, network.eval(), tvnet)
+    network, tvnet = _build(tensors, card, path)
+    return StreamModel(name, card, network.eval(), tvnet and tvnet.eval())
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, overwrite: bool = False) -> WeightCard:
+    """Write a weight file and its card, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        ``NAME.safetensors``; the card becomes ``NAME.toml`` beside it.
+    tensors : dict of str to Tensor, float
+        Of a ``BNInception`` under their names there, in the precision in which they are to be kept; those of a
+        ``TVNet``, for flow, with ``tvnet.`` before their names.
+    card : WeightCard
+        Its ``sha256`` is not looked at.
+    overwrite : bool
+        Replace what is there.
+
+    Returns
+    -------
+    WeightCard
+        With the sha256 of the file.
+
+    Raises
+    ------
+    WeightsError
+        If a file is there, or the tensors are not those of the network of the card.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> card = WeightCard(
+    ...     stream="rgb", source="nowhere", licence="MIT", training_data="none", input=RGBInput((104, 117, 123), "BGR")
+    ... )
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "mine.safetensors")
+    ...     written = write_weights(path, BNInception(3, num_classes=5).state_dict(), card)
+    ...     load_weights(str(path)).card == written
+    True
+    """
+    beside = path.with_suffix(".toml")
+    there = next((str(file) for file in (path, beside) if file.exists()), None)
+    if there and not overwrite:
+        raise WeightsError(f"{there} is there already: choose another name, or --overwrite")
+    _build(tensors, card, path)
+    content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
+    text = as_toml(card_table(card))
+    try:
+        # The card comes last: weights without their card, or with that of others, are refused.
+        _replace_file(path, content)
+        _replace_file(beside, text.encode())
+    except OSError as error:
+        raise WeightsError(f"cannot write {error.filename or path}: {error.strerror}") from error
+    return card
 
 
 def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | None]:
@@ -237,49 +218,6 @@ def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | No
     return model.tvnet, model.card.sha256
 
 
-def read_card(path: Path) -> WeightCard:
-    """Read the card of a weight file.
-
-    Raises
-    ------
-    WeightsError
-        Naming the entry that is missing, unknown or wrong.
-    """
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(
-            f"the weights have no card: {path} is missing; weights/README.md says what it holds"
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise WeightsError(f"cannot read the card {path}: {error}") from error
-    texts = {key: _entry(table, key, str, path) for key in _CARD_TEXTS}
-    if texts["architecture"] != ARCHITECTURE:
-        raise WeightsError(f"{path}: architecture is {texts['architecture']!r}, this version knows {ARCHITECTURE!r}")
-    if texts["stream"] not in STREAMS:
-        raise WeightsError(f"{path}: stream is {texts['stream']!r}, expected {' or '.join(STREAMS)}")
-    stream_input = _entry(table, "input", dict, path)
-    numbers, schedule = table.pop("numbers", {}), table.pop("tvnet", {})
-    try:
-        how = FlowInput(**stream_input) if texts["stream"] == "flow" else RGBInput(**stream_input)
-        card = WeightCard(**texts, input=how, numbers=numbers, tvnet=TVNetOptions(**schedule))
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: {error}") from error
-    if table:
-        raise WeightsError(f"{path}: unknown entry {next(iter(table))!r}")
-    return card
-
-
-_CARD_TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
-
-
-def _entry(table: dict[str, Any], key: str, kind: type, path: Path) -> Any:
-    value = table.pop(key, None)
-    if not isinstance(value, kind):
-        raise WeightsError(f"{path}: {key} is missing or not a {'table' if kind is dict else 'text'}")
-    return value
-
-
 def _find(name: str) -> Path:
     path = Path(name)
     if path.suffix == ".safetensors":
@@ -298,6 +236,25 @@ def _find(name: str) -> Path:
     return shipped
 
 
+def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BNInception, TVNet | None]:
+    """The network and, for flow, the solver that these tensors are."""
+    solver = {key.removeprefix(TVNET_PREFIX): value for key, value in tensors.items() if key.startswith(TVNET_PREFIX)}
+    layers = {key: value for key, value in tensors.items() if not key.startswith(TVNET_PREFIX)}
+    if solver and card.stream != "flow":
+        raise WeightsError(f"{path} holds a TVNet, but its card says {card.stream}")
+    classifier = layers.get("fc.bias")
+    network = BNInception(IN_CHANNELS[card.stream], num_classes=0 if classifier is None else classifier.numel())
+    _load_strictly(network, layers, path)
+    if card.stream != "flow":
+        return network, None
+    u0 = solver.get("u0")
+    size = {} if u0 is None or u0.dim() != 4 else {"u0_size": (u0.shape[2], u0.shape[3])}
+    tvnet = TVNet.from_options(card.tvnet, **size)
+    if solver:
+        _load_strictly(tvnet, solver, path)
+    return network, tvnet
+
+
 def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """All tensors of the module from the file, and no other; half precision becomes float32."""
     expected = {
@@ -307,15 +264,31 @@ def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) ->
     missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or unknown:
         said = [
-            f"{len(keys)} {word} ({keys[0]} ...)" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys
+            f"{len(keys)} {word}: {', '.join(keys)}"
+            for keys, word in ((missing, "missing"), (unknown, "unknown"))
+            if keys
         ]
-        raise WeightsError(f"{path} does not hold this network: tensors {', '.join(said)}")
+        raise WeightsError(f"{path} does not hold this network: tensors {'; '.join(said)}")
     for key, tensor in sorted(given.items()):
         if tensor.shape != expected[key]:
             raise WeightsError(f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key])}")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {key} holds values that are not finite numbers")
     module.load_state_dict({key: tensor.float() for key, tensor in given.items()}, strict=False)
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write a file under another name, and rename it once it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:

@@ -1,0 +1,193 @@
+"""The card of a weight file: a TOML file beside it that says what the weights are and how to feed them.
+
+No torch in this module: cards are listed and shown without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from tvnet_cli.errors import WeightsError
+from tvnet_cli.options import STREAMS, ChannelOrder, StackOrder, Stream, TVNetOptions, as_dict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ARCHITECTURE = "bn_inception"
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
+
+
+@dataclass(frozen=True)
+class FlowInput:
+    """How flow becomes network input; see ``tvnet_cli.network.stack.stack_flow``."""
+
+    scale: float
+    clip_pixels: float
+    order: StackOrder
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(StackOrder) or not self.scale > 0 or not self.clip_pixels > 0:
+            raise ValueError(
+                f"flow input needs scale > 0, clip_pixels > 0, order in {get_args(StackOrder)}, not {self}"
+            )
+
+
+@dataclass(frozen=True)
+class RGBInput:
+    """How RGB frames become network input; see ``tvnet_cli.network.stack.prepare_rgb``."""
+
+    mean: tuple[float, float, float]
+    order: ChannelOrder
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(ChannelOrder) or len(self.mean) != 3:
+            raise ValueError(f"RGB input needs three means and order in {get_args(ChannelOrder)}, not {self}")
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCard:
+    """What a weight file is: the TOML file beside it.
+
+    Attributes
+    ----------
+    architecture, stream, source, licence, training_data : str
+    sha256 : str
+        Of the weight file, filled in by ``tvnet_cli.network.weights.write_weights``.
+    input : FlowInput or RGBInput
+        The ``[input]`` table.
+    numbers : dict
+        The ``[numbers]`` table: what was measured with these weights.
+    training : dict
+        The ``[training]`` table, optional: how they came about, such as command, data, seed, hardware, seconds.
+    tvnet : TVNetOptions
+        The ``[tvnet]`` table, optional: the schedule that the network was trained with.
+    """
+
+    architecture: str = ARCHITECTURE
+    stream: Stream
+    source: str
+    licence: str
+    training_data: str
+    sha256: str = ""
+    input: FlowInput | RGBInput
+    numbers: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    tvnet: TVNetOptions = field(default_factory=TVNetOptions)
+
+
+def weights_folder() -> Path:
+    """The folder of the weights that come with the program: inside an installed package, beside a checkout's."""
+    installed = _PACKAGE / "weights"
+    return installed if installed.is_dir() else _PACKAGE.parent / "weights"
+
+
+def read_card(path: Path) -> WeightCard:
+    """Read the card of a weight file.
+
+    Raises
+    ------
+    WeightsError
+        Naming the entry that is missing, unknown or wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"the weights have no card: {path} is missing; weights/README.md says what it holds"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WeightsError(f"cannot read the card {path}: {error}") from error
+    texts = {key: _entry(table, key, str, path) for key in _TEXTS}
+    if texts["architecture"] != ARCHITECTURE:
+        raise WeightsError(f"{path}: architecture is {texts['architecture']!r}, this version knows {ARCHITECTURE!r}")
+    if texts["stream"] not in STREAMS:
+        raise WeightsError(f"{path}: stream is {texts['stream']!r}, expected {' or '.join(STREAMS)}")
+    stream_input = _entry(table, "input", dict, path)
+    numbers, training, schedule = (
+        _entry(table, key, dict, path) if key in table else {} for key in ("numbers", "training", "tvnet")
+    )
+    try:
+        how = FlowInput(**stream_input) if texts["stream"] == "flow" else RGBInput(**stream_input)
+        card = WeightCard(**texts, input=how, numbers=numbers, training=training, tvnet=TVNetOptions(**schedule))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    if table:
+        raise WeightsError(f"{path}: unknown entry {next(iter(table))!r}")
+    return card
+
+
+def card_table(card: WeightCard) -> dict[str, Any]:
+    """The entries of a card in the order of its file; empty tables are left out, and RGB weights have no schedule."""
+    tables = {
+        "input": {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(card.input).items()},
+        "numbers": card.numbers,
+        "training": card.training,
+        "tvnet": as_dict(card.tvnet) if card.stream == "flow" else {},
+    }
+    return {key: getattr(card, key) for key in _TEXTS} | {name: table for name, table in tables.items() if table}
+
+
+def as_toml(table: dict[str, Any], name: str = "") -> str:
+    r"""A table of plain values as TOML.
+
+    Parameters
+    ----------
+    table : dict
+        Of str, bool, int, float, lists of such, and tables.
+    name : str
+        Dotted, of the table inside the file; empty for the whole file.
+
+    Raises
+    ------
+    TypeError
+        On a value that TOML cannot hold, such as None.
+
+    Examples
+    --------
+    >>> print(as_toml({"source": 'a "test"', "numbers": {"accuracy": 87.7}}), end="")
+    source = "a \"test\""
+    <BLANKLINE>
+    [numbers]
+    accuracy = 87.7
+    """
+    values = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    text = "".join(f"{_toml_key(key)} = {_toml_value(value)}\n" for key, value in values.items())
+    if name and (values or not tables):
+        text = f"\n[{name}]\n{text}"
+    return text + "".join(as_toml(value, f"{name}.{_toml_key(key)}".lstrip(".")) for key, value in tables.items())
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        # TOML escapes as JSON does, and the delete character too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    raise TypeError(f"a card cannot hold {value!r}")
+
+
+def _entry(table: dict[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = table.pop(key, None)
+    if not isinstance(value, kind):
+        raise WeightsError(f"{path}: {key} is missing or not a {'table' if kind is dict else 'text'}")
+    return value
