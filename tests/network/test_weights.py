@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,18 @@ from safetensors.torch import save_file
 
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
-from tvnet_cli.network import weights
+from tvnet_cli.network import cards, weights
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.cards import FlowInput, RGBInput, WeightCard, read_card, weights_folder
+from tvnet_cli.network.cards import (
+    FlowInput,
+    RGBInput,
+    WeightCard,
+    find_weights,
+    imported_folder,
+    known_weights,
+    read_card,
+    weights_folder,
+)
 from tvnet_cli.network.weights import load_models, load_weights, untrained_model, write_weights
 from tvnet_cli.options import DEFAULT_WEIGHTS, TVNetOptions
 
@@ -165,10 +175,28 @@ def test_weights_without_a_card_or_a_file_are_refused(tmp_path):
         load_weights(str(path))
     checkpoint = tmp_path / "bn_inception.pth"
     checkpoint.write_bytes(b"pickle")
-    with pytest.raises(WeightsError, match="no safetensors file"):
+    with pytest.raises(
+        WeightsError, match=r"no \.safetensors file with a card: tvnet weights import .*bn_inception\.pth"
+    ):
         load_weights(str(checkpoint))
-    with pytest.raises(WeightsError, match=r"no weights called 'best'.*holds"):
+    with pytest.raises(WeightsError, match=r"no weights called 'best'.*tvnet weights list"):
         load_weights("best")
+
+
+def test_a_name_is_shipped_or_imported_weights_in_this_order(tmp_path, cache_folder, monkeypatch):
+    monkeypatch.setattr(cards, "weights_folder", lambda: tmp_path)
+    (cache_folder / "weights").mkdir()
+    for file in (cache_folder / "weights" / "mine", tmp_path / "theirs", cache_folder / "weights" / "theirs"):
+        file.with_suffix(".safetensors").touch()
+    assert find_weights("mine") == cache_folder / "weights" / "mine.safetensors"
+    assert find_weights("theirs") == tmp_path / "theirs.safetensors"
+    assert list(known_weights()) == ["theirs", "mine"]
+    with pytest.raises(WeightsError, match=r"no weights called 'their': did you mean theirs\?"):
+        find_weights("their")
+    monkeypatch.delenv("TVNET_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert imported_folder() == tmp_path / "tvnet" / "weights"
 
 
 def test_untrained_weights_are_the_same_every_time_and_differ_by_stream():

@@ -1,4 +1,4 @@
-"""The card of a weight file: a TOML file beside it that says what the weights are and how to feed them.
+"""Where weight files lie, and their cards: a TOML file beside each that says what it is and how to feed it.
 
 No torch in this module: cards are listed and shown without it.
 """
@@ -6,12 +6,17 @@ No torch in this module: cards are listed and shown without it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+
+from platformdirs import user_cache_dir
 
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.options import STREAMS, ChannelOrder, StackOrder, Stream, TVNetOptions, as_dict
@@ -90,6 +95,58 @@ def weights_folder() -> Path:
     """The folder of the weights that come with the program: inside an installed package, beside a checkout's."""
     installed = _PACKAGE / "weights"
     return installed if installed.is_dir() else _PACKAGE.parent / "weights"
+
+
+def cache_folder() -> Path:
+    """The folder of what was imported and downloaded; ``TVNET_CACHE`` names another than the system's."""
+    return Path(os.environ.get("TVNET_CACHE") or user_cache_dir("tvnet", appauthor=False))
+
+
+def imported_folder() -> Path:
+    """The folder of imported weights."""
+    return cache_folder() / "weights"
+
+
+def known_weights() -> dict[str, Path]:
+    """The weight files that come with the program, then those that were imported, by name."""
+    found = (path for folder in (imported_folder(), weights_folder()) for path in folder.glob("*.safetensors"))
+    by_name = {path.stem: path for path in found}  # those of the program hide imported ones of the same name
+    shipped = weights_folder()
+    return dict(sorted(by_name.items(), key=lambda item: (item[1].parent != shipped, item[0])))
+
+
+def find_weights(name: str) -> Path:
+    """The weight file that a name means.
+
+    Parameters
+    ----------
+    name : str
+        A ``.safetensors`` file, or the name of weights that come with the program or were imported.
+
+    Raises
+    ------
+    WeightsError
+        If nothing has this name; a file with a suffix need not exist.
+    """
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return path
+    known = known_weights()
+    if name in known:
+        return known[name]
+    if path.exists():
+        raise WeightsError(
+            f"{name} is no .safetensors file with a card: tvnet weights import {name} --name NAME reads PyTorch and "
+            "Caffe checkpoints"
+        )
+    raise WeightsError(f"no weights called {name!r}: {suggestion(name, known)}; tvnet weights list shows all")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What may have been meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known) or 'none yet'}"
 
 
 def read_card(path: Path) -> WeightCard:

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.cards import FlowInput, RGBInput, WeightCard, as_toml, card_table, read_card, weights_folder
+from tvnet_cli.network.cards import (
+    FlowInput,
+    RGBInput,
+    WeightCard,
+    as_toml,
+    card_table,
+    find_weights,
+    read_card,
+    weights_folder,
+)
 from tvnet_cli.options import DEFAULT_WEIGHTS, Stream, TVNetOptions
 
 UNTRAINED = "untrained"
@@ -41,7 +50,7 @@ def load_models(names: Sequence[str], streams: Sequence[Stream]) -> dict[Stream,
     Parameters
     ----------
     names : sequence of str
-        ``untrained``, the name of shipped weights, or a ``.safetensors`` file. The cards tell the streams. A stream
+        ``untrained``, or what ``tvnet_cli.network.cards.find_weights`` finds. The cards tell the streams. A stream
         that no name serves gets ``untrained`` if that was named, else the weights that come with the program.
     streams : sequence of {"flow", "rgb"}
 
@@ -80,12 +89,13 @@ def _default_model(stream: Stream) -> StreamModel:
             f"no {stream.upper()} weights come with the program: tvnet weights import FILE --name NAME "
             f"--stream {stream} takes published ones, then add --weights NAME; or add --weights untrained"
         )
-    if not (weights_folder() / f"{name}.safetensors").exists():
+    path = weights_folder() / f"{name}.safetensors"
+    if not path.exists():
         raise WeightsError(
             f"no trained weights for the {stream} stream come with this version: give --weights FILE.safetensors, "
             "or --weights untrained for a seeded random network"
         )
-    return load_weights(name)
+    return _load_file(path, name)
 
 
 def untrained_model(stream: Stream, seed: int = 0) -> StreamModel:
@@ -122,13 +132,16 @@ def untrained_model(stream: Stream, seed: int = 0) -> StreamModel:
 
 
 def load_weights(name: str) -> StreamModel:
-    """Load shipped weights by name, or a ``.safetensors`` file, after checking it against its card.
+    """Load weights by name, or a ``.safetensors`` file, after checking it against its card.
 
     Raises
     ------
     WeightsError
     """
-    path = _find(name)
+    return _load_file(find_weights(name), name)
+
+
+def _load_file(path: Path, name: str) -> StreamModel:
     card = read_card(path.with_suffix(".toml"))
     try:
         content = path.read_bytes()
@@ -216,24 +229,6 @@ def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | No
     if all(torch.equal(tensor, untrained[key]) for key, tensor in model.tvnet.state_dict().items()):
         raise WeightsError(f"{name} holds no trained TVNet kernels: leave out --weights, or choose another file")
     return model.tvnet, model.card.sha256
-
-
-def _find(name: str) -> Path:
-    path = Path(name)
-    if path.suffix == ".safetensors":
-        return path
-    if path.exists():
-        raise WeightsError(
-            f"{name} is no safetensors file: this version reads .safetensors with a card (.toml) beside it; "
-            "published PyTorch and Caffe checkpoints cannot be read yet"
-        )
-    shipped = weights_folder() / f"{name}.safetensors"
-    if not shipped.exists():
-        names = [found.stem for found in sorted(weights_folder().glob("*.safetensors"))]
-        raise WeightsError(
-            f"no weights called {name!r}: it is no file, and {weights_folder()} holds {', '.join(names) or 'none'}"
-        )
-    return shipped
 
 
 def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BNInception, TVNet | None]:
