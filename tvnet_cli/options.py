@@ -18,6 +18,8 @@ DType = Literal["float32", "bfloat16"]
 StackOrder = Literal["interleaved", "grouped"]
 ChannelOrder = Literal["RGB", "BGR"]
 BatchNorm = Literal["partial", "full", "frozen"]
+InputConvention = Literal["tsn-caffe", "tsn-pytorch"]
+BNStatistics = Literal["variance", "inverse-std"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
@@ -26,6 +28,8 @@ FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
 BATCH_NORMS: tuple[BatchNorm, ...] = ("partial", "full", "frozen")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
+INPUT_CONVENTIONS: tuple[InputConvention, ...] = ("tsn-caffe", "tsn-pytorch")
+BN_STATISTICS: tuple[BNStatistics, ...] = ("variance", "inverse-std")
 DEFAULT_WEIGHTS: dict[Stream, str] = {"flow": "tvnet50-motion"}  # that come with the program
 DEFAULT_JOBS = 2  # threads of tvnet aslan-eval
 DEFAULT_PRESET = "tvnet-50"
@@ -355,6 +359,39 @@ ACTION_PRESETS: dict[str, ActionOptions] = {
         validate_every=500,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How a checkpoint becomes weights of this program. What is None, the file decides.
+
+    Attributes
+    ----------
+    stream : {"flow", "rgb"} or None
+        Flow from a file of 3 channels is the cross-modality start: the mean of its first kernels for all 10 channels.
+    input : {"tsn-caffe", "tsn-pytorch"} or None
+        How the RGB network saw frames: BGR less 104, 117, 123, or less 104, 117, 128. Flow is the same in both.
+    head : str or None
+        The classifier to keep as ``fc``, by its name in the file, or ``none``. None keeps the only one.
+    bn_statistics : {"variance", "inverse-std"} or None
+        What the fourth tensor of a batch normalisation is: early Caffe files hold 1 / sqrt(variance + eps).
+    ignore_unused : bool
+        Leave out tensors that the network has no place for.
+    allow_pickle : bool
+        Read PyTorch files that hold more than tensors, which is to run code from them.
+    source, licence, training_data : str or None
+        For the card.
+    """
+
+    stream: Stream | None = None
+    input: InputConvention | None = None
+    head: str | None = None
+    bn_statistics: BNStatistics | None = None
+    ignore_unused: bool = False
+    allow_pickle: bool = False
+    source: str | None = None
+    licence: str | None = None
+    training_data: str | None = None
 
 
 def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions | ActionOptions) -> dict[str, object]:
