@@ -42,6 +42,8 @@ from tvnet_cli.options import (
     FieldOptions,
     FlowFormat,
     FrameOptions,
+    PretrainOptions,
+    Stage,
     Stream,
     TVNetOptions,
 )
@@ -699,3 +701,92 @@ def _read_action_options(
         return dataclasses.replace(ACTION_PRESETS[preset], **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def _parse_stages(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Stage, ...] | None:
+    """Each as STEPSxBATCH@SIZE, with +flow behind it where TVNet is trained too."""
+    stages = []
+    for text in texts:
+        match = re.fullmatch(r"(\d+)x(\d+)@(\d+)(\+flow)?", text)
+        if not match:
+            raise click.BadParameter(
+                f"{text!r} is no stage: STEPSxBATCH@SIZE or STEPSxBATCH@SIZE+flow, as in 600x64@96"
+            )
+        steps, batch, size = (int(match[group]) for group in (1, 2, 3))
+        try:
+            stages.append(Stage(steps=steps, batch_size=batch, size=size, train_flow=bool(match[4])))
+        except ValueError as error:
+            raise click.BadParameter(f"{text}: {error}") from None
+    return tuple(stages) or None
+
+
+# The fields of PretrainOptions; those that are not given are as for the weights that come with the program.
+_PRETRAIN_OPTIONS = [
+    click.option("--seed", type=click.IntRange(0), help="Of the clips, and of the network before training."),
+    click.option(
+        "--stage",
+        "stages",
+        multiple=True,
+        callback=_parse_stages,
+        metavar="STEPSxBATCH@SIZE[+flow]",
+        help="Steps, clips a step and pixels a side; +flow trains TVNet too. Once for each stage.",
+    ),
+    click.option("--learning-rate", type=float, help="Of the network."),
+    click.option("--flow-learning-rate", type=float, help="Of TVNet."),
+    click.option("--weight-decay", type=float, help="Of the matrices of the network."),
+    click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
+    click.option("--dropout", type=float, help="Before the classifier."),
+    click.option("--label-smoothing", type=float, help="Of the classes."),
+    click.option("--direction-weight", type=float, help="Of the directions read off inception_5b_output."),
+    click.option("--flow-weight", type=float, help="Of the flow loss, where TVNet is trained."),
+    click.option("--validate-every", type=int, metavar="STEPS", help="Validate so often, and at the end."),
+    click.option("--held-out", multiple=True, metavar="CLASSES", help="Leave out classes whose names begin so."),
+]
+
+
+def _pretrain_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_PRETRAIN_OPTIONS):
+        command = option(command)
+    return command
+
+
+@train.command()
+@click.option("-o", "--output", type=PATH, default="motion", show_default=True, help="Folder of all that is written.")
+@_pretrain_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_clear_errors
+def motion(
+    output: Path, device: str, overwrite: bool, as_json: bool, quiet: bool, verbose: int, **numbers: Any
+) -> None:
+    """Train TVNet and BN-Inception on drawn motion; no data are needed.
+
+    Textured shapes, arms and figures move as one of many classes says, and the network learns to tell them apart. With
+    the defaults this made the weights that come with the program. It writes weights that serve tvnet features
+    --weights, and a picture of what it took for what. A run that was stopped goes on where it was.
+    """
+    given = {name: value for name, value in numbers.items() if value not in (None, ())}
+    try:
+        options = dataclasses.replace(PretrainOptions(), **given)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+    # From here on torch is needed; --help answers without it.
+    from tvnet_cli.device import choose_device
+    from tvnet_cli.progress import TrainingProgress
+    from tvnet_cli.training.pretrain import train_motion, write_motion_result
+
+    chosen = choose_device(device)
+    with TrainingProgress(options.num_steps, quiet) as progress:
+        progress.announce(f"drawn motion on {chosen}: {options.num_clips} clips in {options.num_steps} steps")
+        result = train_motion(output, options, device=chosen, report=progress.show, overwrite=overwrite)
+    if result is None:
+        progress.interrupted(output)
+        sys.exit(INTERRUPTED)
+    write_motion_result(output, result)
+    click.echo(json.dumps(result.summary(output)) if as_json else result.headline(output))

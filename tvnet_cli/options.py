@@ -418,6 +418,14 @@ class Stage:
     size: int
     train_flow: bool = False
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1:
+            raise ValueError("steps and clips must be at least 1")
+        if self.size < 95 or (self.size + 1) % 32 > 7:
+            raise ValueError(
+                f"clips of {self.size} pixels do not suit BN-Inception: 95 to 102, 127 to 134, ... 223 to 230"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
@@ -460,6 +468,29 @@ class PretrainOptions:
     flow_weight: float = 0.1
     validate_every: int = 200
     held_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a training needs a stage")
+        for name in ("learning_rate", "flow_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
+        for name in ("weight_decay", "clip_norm", "direction_weight", "flow_weight", "validate_every", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips drawn in all stages."""
+        return sum(stage.steps * stage.batch_size for stage in self.stages)
 
 
 # What `tvnet bench` measures.

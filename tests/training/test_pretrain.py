@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tvnet_cli.errors import TrainingError
 from tvnet_cli.network.weights import load_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.training import pretrain
-from tvnet_cli.training.pretrain import MotionModel, directions_of_flow, train_motion, write_motion_weights
+from tvnet_cli.training.pretrain import (
+    MotionModel,
+    MotionResult,
+    directions_of_flow,
+    train_motion,
+    write_motion_result,
+)
 
 FEW = PretrainOptions(
     stages=(Stage(steps=2, batch_size=6, size=96), Stage(steps=2, batch_size=4, size=95, train_flow=True)),
@@ -26,17 +33,17 @@ def _few_clips_to_validate(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, MotionModel]:
+def trained(tmp_path_factory) -> tuple[Path, MotionResult]:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "VALIDATION_CLIPS", 1)
-        model = train_motion(folder, FEW)
-    assert model is not None
-    return folder, model
+        result = train_motion(folder, FEW)
+    assert result is not None
+    return folder, result
 
 
 def test_flow_kernels_start_and_network_all_change(trained):
-    start, model = MotionModel(range(21), FEW), trained[1]
+    start, model = MotionModel(range(21), FEW), trained[1].model
     before, after = start.state_dict(), model.state_dict()
     parameters = [name for name, _ in start.named_parameters()]
     unchanged = [name for name in parameters if torch.equal(before[name], after[name])]
@@ -46,7 +53,7 @@ def test_flow_kernels_start_and_network_all_change(trained):
 
 
 def test_flow_stays_as_it_is_until_its_stage(tmp_path):
-    model = train_motion(tmp_path, dataclasses.replace(FEW, stages=FEW.stages[:1]))
+    model = train_motion(tmp_path, dataclasses.replace(FEW, stages=FEW.stages[:1])).model
     assert torch.equal(model.tvnet.gradient_kernels, MotionModel(range(21), FEW).tvnet.gradient_kernels)
     assert torch.equal(model.tvnet.u0, torch.zeros_like(model.tvnet.u0))
 
@@ -60,8 +67,8 @@ def test_a_stopped_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch
 
     with pytest.raises(RuntimeError, match="power cut"):
         train_motion(tmp_path, FEW, report=stop)
-    model = train_motion(tmp_path, FEW)
-    expected = trained[1].state_dict()
+    model = train_motion(tmp_path, FEW).model
+    expected = trained[1].model.state_dict()
     different = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, expected[key])]
     assert not different
     assert (tmp_path / "log.csv").read_bytes() == (trained[0] / "log.csv").read_bytes()
@@ -69,16 +76,35 @@ def test_a_stopped_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch
 
 def test_the_weights_serve_feature_extraction(trained, tmp_path):
     path = tmp_path / "mine.safetensors"
-    write_motion_weights(path, trained[1], training={"command": "none"}, overwrite=False)
+    write_motion_result(tmp_path, trained[1])
+    path = tmp_path / "weights.safetensors"
     model = load_weights(str(path))
-    assert model.card.training["command"] == "none"
+    assert model.card.training["motion"]["seed"] == FEW.seed
+    assert model.card.numbers["validation_clips"] == 21
     assert path.stat().st_size < 22e6
+    assert "object/swing" in (tmp_path / "confusion.svg").read_text()
+    assert (tmp_path / "classes.csv").read_text().count("\n") == 22
     stack = torch.randn(1, 10, 96, 96)
     with torch.no_grad():
-        expected = trained[1].network.features(stack)["global_pool"]
+        expected = trained[1].model.network.features(stack)["global_pool"]
         found = model.network.features(stack)["global_pool"]
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)  # kept in half precision
-    torch.testing.assert_close(model.tvnet.gradient_kernels, trained[1].tvnet.gradient_kernels, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        model.tvnet.gradient_kernels, trained[1].model.tvnet.gradient_kernels, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_held_out_classes_are_told_apart_by_their_features_alone(trained):
+    rows = (trained[0] / "log.csv").read_text().splitlines()
+    last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
+    assert 0 <= float(last["validation_held_out"]) <= 1
+    assert 0 <= float(last["validation_accuracy"]) <= 1
+
+
+def test_no_classes_left_is_said(tmp_path):
+    everything = dataclasses.replace(FEW, held_out=("camera", "object", "two", "arm", "figure", "pair"))
+    with pytest.raises(TrainingError, match="0 classes are left"):
+        train_motion(tmp_path, everything)
 
 
 def test_directions_say_where_and_whither_and_not_how_fast():

@@ -130,10 +130,10 @@ def fit(
             ):
                 values |= validate()
             log.add(done, values)
-            report(done, values)
             stop = _any_process(interrupted.is_set())
             if stop or done == pace.steps or (pace.checkpoint_every and done % pace.checkpoint_every == 0):
                 _keep(folder / CHECKPOINT, model, optimizer, done, recipe)
+            report(done, values)
             if stop:
                 break
     return done == pace.steps

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tvnet_cli.device import num_workers, thread_pool, true_float32
+from tvnet_cli.errors import TrainingError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.stack import stack_flow
 from tvnet_cli.network.weights import TVNET_PREFIX, FlowInput, WeightCard, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
+from tvnet_cli.recipe import Recipe
+from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
 from tvnet_cli.training.loop import Pace, Report, cosine, fit
 from tvnet_cli.training.losses import flow_loss
 from tvnet_cli.training.motion import CLASS_NAMES, motion_clip
 
+WEIGHTS = "weights.safetensors"
 NUM_DIRECTIONS = 8  # of the histograms of flow
 STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
 VALIDATION_CLIPS = 4  # of each class
@@ -120,6 +124,39 @@ def directions_of_flow(stacks: FlowStacks, size: Sequence[int]) -> Tensor:
         return (energy / (energy.mean((1, 2, 3), keepdim=True) + STILL)).sqrt()
 
 
+@dataclass(frozen=True)
+class MotionResult:
+    """What a training ended with.
+
+    Attributes
+    ----------
+    model : MotionModel
+        In evaluation mode, on its device.
+    recipe : dict
+        All that decided the result.
+    confusion : ndarray, (classes, classes), int64
+        Clips of another seed by class and answer.
+    """
+
+    model: MotionModel = field(repr=False)
+    recipe: Recipe = field(repr=False)
+    confusion: NDArray[np.int64] = field(repr=False)
+
+    def summary(self, folder: Path) -> dict[str, object]:
+        """The result as plain values, ready for JSON; the accuracy is a share."""
+        return {
+            "clips": self.model.options.num_clips,
+            "validation_accuracy": accuracy(self.confusion),
+            "validation_clips": int(self.confusion.sum()),
+            "weights": str(folder / WEIGHTS),
+        }
+
+    def headline(self, folder: Path) -> str:
+        """The result in one line."""
+        share = 100 * accuracy(self.confusion)
+        return f"{share:.1f} % of {self.confusion.sum()} unseen clips told right; weights in {folder / WEIGHTS}"
+
+
 def train_motion(
     folder: Path,
     options: PretrainOptions,
@@ -127,7 +164,7 @@ def train_motion(
     device: torch.device | str = "cpu",
     report: Report = lambda step, values: None,
     overwrite: bool = False,
-) -> MotionModel | None:
+) -> MotionResult | None:
     """Train on drawn motion; what was stopped is gone on with.
 
     Parameters
@@ -143,11 +180,19 @@ def train_motion(
 
     Returns
     -------
-    MotionModel or None
-        In evaluation mode; None if it was interrupted.
+    MotionResult or None
+        None if it was interrupted.
+
+    Raises
+    ------
+    TrainingError
+        If the folder holds another training, a loss is no finite number, or fewer than two classes are left.
     """
     device = torch.device(device)
     labels = [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(options.held_out)]
+    if len(labels) < 2:
+        raise TrainingError(f"without {', '.join(options.held_out)} {len(labels)} classes are left: 2 are needed")
+    others = [number for number in range(len(CLASS_NAMES)) if number not in labels]
     model = MotionModel(labels, options).to(device)
     optimizer = torch.optim.AdamW(_groups(model, options), options.learning_rate)
     pixels = [
@@ -165,16 +210,16 @@ def train_motion(
 
     def batches(step: int) -> Batch:
         stage, first = stage_of(step)
-        return draw(range(first, first + stage.batch_size), options.seed, stage.size, stage.train_flow)
+        return draw(range(first, first + stage.batch_size), options.seed, stage.size, labels, stage.train_flow)
 
-    def draw(indices: range, seed: int, size: int, as_frames: bool) -> Batch:
+    def draw(indices: range, seed: int, size: int, wanted: list[int], as_frames: bool = False) -> Batch:
         """The clips of these numbers, on the device, as flow unless that is to be trained."""
 
         @torch.no_grad()
         def piece(numbers: range) -> Batch:
-            clips = [motion_clip(seed, number, size, labels=labels) for number in numbers]
+            clips = [motion_clip(seed, number, size, labels=wanted) for number in numbers]
             frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).to(device).movedim(-1, -3)
-            known = torch.tensor([labels.index(clip.label) for clip in clips], device=device)
+            known = torch.tensor([wanted.index(clip.label) for clip in clips], device=device)
             return frames if as_frames else model.stacks(frames), known
 
         pieces = [indices[start : start + PIECE] for start in range(0, len(indices), PIECE)]
@@ -195,15 +240,34 @@ def train_motion(
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """Share of right answers on clips of another seed, at the size of the last stage."""
+        """Share of right answers on clips not trained on, and how well features tell held-out classes apart."""
+        scores, known = seen(labels, lambda network, stacks: network(stacks))
+        counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
+        counts.index_put_((known, scores.argmax(1)), torch.ones_like(known), accumulate=True)
+        confusions.append(counts.numpy())
+        values = {"validation_accuracy": accuracy(confusions[-1])}
+        if others:
+            maps, known = seen(
+                others, lambda network, stacks: network.features(stacks)["inception_5b_output"].flatten(1)
+            )
+            unit = F.normalize(maps)
+            nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
+            values["validation_held_out"] = float((known[nearest] == known).float().mean())
+        return values
+
+    def seen(wanted: list[int], look: Callable[[BNInception, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the network says of clips of another seed, at the size of the last stage, and their classes."""
         model.eval()
-        right: list[float] = []
-        for first in range(0, VALIDATION_CLIPS * len(labels), 8 * PIECE):
-            numbers = range(first, min(first + 8 * PIECE, VALIDATION_CLIPS * len(labels)))
-            stacks, known = draw(numbers, options.seed + 1, options.stages[-1].size, False)
-            scores = model.network(stacks.contiguous(memory_format=torch.channels_last))
-            right += (scores.argmax(1) == known).float().tolist()
-        return {"validation_accuracy": float(np.mean(right))}
+        said, known = [], []
+        number = VALIDATION_CLIPS * len(wanted)
+        for first in range(0, number, 8 * PIECE):
+            numbers = range(first, min(first + 8 * PIECE, number))
+            stacks, classes = draw(numbers, options.seed + 1, options.stages[-1].size, wanted)
+            said.append(look(model.network, stacks.contiguous(memory_format=torch.channels_last)).cpu())
+            known.append(classes.cpu())
+        return torch.cat(said), torch.cat(known)
+
+    confusions: list[NDArray[np.int64]] = []
 
     pace = Pace(
         steps=ends[-1],
@@ -228,30 +292,20 @@ def train_motion(
             report=report,
             overwrite=overwrite,
         )
-    return model.eval() if done else None
+        if done and not confusions:  # all was done before
+            validate()
+    return MotionResult(model.eval(), recipe, confusions[-1]) if done else None
 
 
-def write_motion_weights(path: Path, model: MotionModel, training: dict[str, Any], *, overwrite: bool) -> WeightCard:
-    """Keep the network and the solver in half precision, with their card.
-
-    Parameters
-    ----------
-    path : Path
-        ``NAME.safetensors``
-    model : MotionModel
-    training : dict
-        For the card: command, hardware, time.
-    overwrite : bool
-
-    Returns
-    -------
-    WeightCard
+def write_motion_result(folder: Path, result: MotionResult) -> None:
+    """Write ``weights.safetensors``, in half precision, with its card, ``classes.csv`` and ``confusion.svg``.
 
     Raises
     ------
     WeightsError
-        If a file is there and is not to be overwritten, or cannot be written.
+        If they cannot be written.
     """
+    model, confusion = result.model, result.confusion
     tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
     tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
     card = WeightCard(
@@ -260,11 +314,15 @@ def write_motion_weights(path: Path, model: MotionModel, training: dict[str, Any
         licence="MIT",
         training_data="drawn motion (tvnet_cli/training/motion.py): no film, no picture, nothing but a seed",
         input=model.input,
-        training=training,
+        numbers={"validation_accuracy": accuracy(confusion), "validation_clips": int(confusion.sum())},
+        training=result.recipe,
         tvnet=model.tvnet.options,
     )
     half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
-    return write_weights(path, half, card, overwrite=overwrite)
+    write_weights(folder / WEIGHTS, half, card, overwrite=True)
+    classes = result.recipe["classes"]
+    (folder / "classes.csv").write_text(class_table(confusion, classes), "utf-8")
+    (folder / "confusion.svg").write_text(confusion_picture(confusion, classes), "utf-8")
 
 
 def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, object]]:
