@@ -209,7 +209,7 @@ def test_the_command_leaves_weights_for_features_and_goes_on_only_with_itself(fi
 
 def test_ctrl_c_keeps_a_checkpoint_behind_the_step(films, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingProgress, "show", lambda self, step, values: signal.raise_signal(signal.SIGINT))
-    result = run(films, tmp_path, "--stream", "rgb", "--tvnet", "tvnet-10")
+    result = run(films, tmp_path)
     assert result.exit_code == 130
     assert "interrupted: the same command goes on from the checkpoint" in result.stderr
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
@@ -219,6 +219,7 @@ def test_ctrl_c_keeps_a_checkpoint_behind_the_step(films, tmp_path, monkeypatch)
     ("arguments", "message"),
     [
         (["--size", "120"], "BN-Inception cannot take 120 x 120"),
+        (["--stream", "rgb"], "the rgb stream has no TVNet"),
         (["--dropout", "1"], "dropout must lie in [0, 1), not 1.0"),
         (["--iterations", "0"], "num_iterations must be at least 1"),
         (["--clip-norm", "0"], "clip_norm must be a positive number"),
