@@ -541,37 +541,45 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str
     return None if numbers is None else tuple(round(number) for number in numbers)
 
 
-# The fields of ActionOptions; each replaces that of the preset.
+def _action_option(flag: str, help_text: str, **arguments: Any) -> Callable[[Any], Any]:
+    """An option for a field of ActionOptions, by default that of the preset, which the help names."""
+    name = arguments.pop("name", flag.lstrip("-").partition("/")[0].replace("-", "_"))
+    flow, rgb = (str(getattr(options, name)).strip("()") for options in ACTION_PRESETS.values())
+    default = f"{flow}; rgb {rgb}" if flow != rgb else flow
+    return click.option(flag, name, default=None, help=f"{help_text}  [default: {default}]", **arguments)
+
+
+# Each replaces the number of the preset.
 _ACTION_OPTIONS = [
     click.option("--stream", type=click.Choice(STREAMS), help="Flow by TVNet, or single frames.  [default: flow]"),
-    click.option("--size", type=int, metavar="PIXELS", help="Side of what TVNet and the network see.  [default: 224]"),
+    _action_option("--size", "Side of what TVNet and the network see.", type=int, metavar="PIXELS"),
     click.option("--short-side", type=int, metavar="PIXELS", help="Of the frames.  [default: 256, or --size * 8/7]"),
-    click.option("--crop-scales", callback=_numbers, metavar="SHARES", help="Crops as shares of the short side."),
-    click.option("--flip/--no-flip", default=None, help="Mirror half of the videos; not where left is no right."),
-    click.option("--segments", "num_segments", type=int, help="Snippets of a video, one from each part of it."),
-    click.option("--iterations", "num_iterations", type=int, help="Steps of the optimiser."),
-    click.option("--batch-size", type=int, help="Videos in a step, of all processes together."),
-    click.option("--learning-rate", type=float, help="Of the weights of the network."),
-    click.option("--momentum", type=float, help="Of the gradient descent."),
-    click.option("--weight-decay", type=float, help="Of the weights of the network."),
-    click.option("--milestones", callback=_whole_numbers, metavar="STEPS", help="From each on, rates fall to a tenth."),
-    click.option("--bias-factor", type=float, help="Learning rate of biases, as a multiple."),
-    click.option("--first-layer-factor", type=float, help="Learning rate of the first convolution, as a multiple."),
-    click.option("--tvnet-learning-rate", type=float, help="Of TVNet's kernels and start field."),
-    click.option("--flow-weight", type=float, help="Of the flow loss."),
-    click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
-    click.option("--dropout", type=float, help="Before the classifier."),
+    _action_option("--crop-scales", "Crops as shares of the short side.", callback=_numbers, metavar="SHARES"),
+    _action_option("--flip/--no-flip", "Mirror half of the videos; not where left is not right."),
+    _action_option("--segments", "Parts of a video that give a snippet each.", name="num_segments", type=int),
+    _action_option("--iterations", "Steps of the optimiser.", name="num_iterations", type=int),
+    _action_option("--batch-size", "Videos in a step, of all processes together.", type=int),
+    _action_option("--learning-rate", "Of the weights of the network.", type=float),
+    _action_option("--momentum", "Of the gradient descent.", type=float),
+    _action_option("--weight-decay", "Of the weights of the network.", type=float),
+    _action_option("--milestones", "From each on, rates fall to a tenth.", callback=_whole_numbers, metavar="STEPS"),
+    _action_option("--bias-factor", "Learning rate of biases, as a multiple.", type=float),
+    _action_option("--first-layer-factor", "Learning rate of the first convolution, as a multiple.", type=float),
+    _action_option("--tvnet-learning-rate", "Of TVNet's kernels and start field.", type=float),
+    _action_option("--flow-weight", "Of the flow loss.", type=float),
+    _action_option("--clip-norm", "Largest norm of the gradient.", type=float),
+    _action_option("--dropout", "Before the classifier.", type=float),
     click.option(
         "--bn",
         "batch_norm",
         type=click.Choice(BATCH_NORMS),
         help="Normalisations that learn: the first, all or none.  [default: partial with --weights, else full]",
     ),
-    click.option("--dtype", type=click.Choice(DTYPES), help="What the network computes in; flow is float32."),
-    click.option("--validation-clips", type=int, help="Clips of a video in validation."),
-    click.option("--validate-every", type=int, metavar="STEPS", help="Validate so often, and at the end."),
-    click.option("--checkpoint-every", type=int, metavar="STEPS", help="Keep a checkpoint so often."),
-    click.option("--seed", type=int, help="Of all that is drawn."),
+    _action_option("--dtype", "What the network computes in; flow is float32.", type=click.Choice(DTYPES)),
+    _action_option("--validation-clips", "Clips of a video in validation.", type=int),
+    _action_option("--validate-every", "Validate so often, and at the end.", type=int, metavar="STEPS"),
+    _action_option("--checkpoint-every", "Keep a checkpoint so often.", type=int, metavar="STEPS"),
+    _action_option("--seed", "Of all that is drawn.", type=int),
 ]
 
 
@@ -630,6 +638,8 @@ def actions(
     was stopped goes on where it was; torchrun starts several processes for one training.
     """
     options = _read_action_options(preset, weights, freeze_tvnet, numbers)
+    if options.stream == "rgb" and (schedule or freeze_tvnet):
+        raise click.UsageError("the rgb stream has no TVNet: leave out --tvnet and --freeze-tvnet")
 
     # From here on torch is needed; --help answers without it.
     import torch

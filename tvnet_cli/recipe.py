@@ -22,7 +22,12 @@ Recipe = dict[str, Any]
 
 def software(device: torch.device) -> Recipe:
     """The versions and the device that compute."""
-    versions = {"torch": torch.__version__, "av": av.__version__, "numpy": np.__version__, "h5py": h5py.__version__}
+    versions = {
+        "torch": str(torch.__version__),
+        "av": av.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+    }
     return {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)}
 
 
