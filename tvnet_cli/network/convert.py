@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,15 @@ class Imported:
 
     path: Path
     card: WeightCard
+    notes: tuple[str, ...]
+
+
+class Converted(NamedTuple):
+    """The tensors of ``BNInception``, float32, how to feed them, and what was decided on the way."""
+
+    tensors: dict[str, Tensor]
+    stream: Stream
+    input: FlowInput | RGBInput
     notes: tuple[str, ...]
 
 
@@ -106,18 +116,8 @@ def import_weights(file: Path, name: str, options: ImportOptions | None = None, 
     return Imported(path, write_weights(path, tensors, card, overwrite=overwrite), notes)
 
 
-def convert(
-    checkpoint: Checkpoint, file: Path, options: ImportOptions
-) -> tuple[dict[str, Tensor], Stream, FlowInput | RGBInput, tuple[str, ...]]:
-    """The tensors of a checkpoint as those of ``BNInception``, float32.
-
-    Returns
-    -------
-    tensors : dict of str to Tensor
-    stream : {"flow", "rgb"}
-    input : FlowInput or RGBInput
-    notes : tuple of str
-        What was decided.
+def convert(checkpoint: Checkpoint, file: Path, options: ImportOptions) -> Converted:
+    """A checkpoint as weights of ``BNInception``; ``file`` is its name in errors.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def convert(
     _require_complete(work, shapes, options.ignore_unused)
     tensors = {key: _fitted(work, key, shape, checkpoint.format == "Caffe") for key, shape in shapes.items()}
     _settle_statistics(work, tensors, checkpoint, options.bn_statistics)
-    return tensors, stream, how, tuple(work.notes)
+    return Converted(tensors, stream, how, tuple(work.notes))
 
 
 def _place(name: str) -> Path:
