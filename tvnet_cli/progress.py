@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from tvnet_cli.features.extract import VideoResult
 from tvnet_cli.flow.compute import SAMPLED_FIELDS
@@ -30,15 +39,16 @@ SECONDS_BETWEEN_LINES = 30  # of a long run without a terminal
 class _Screen:
     """A bar on a terminal and lines of text, on stderr, inside a ``with`` block."""
 
-    def __init__(self, label: str, total: int, quiet: bool) -> None:
+    counts_in: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+
+    def __init__(self, label: str, total: int | None, quiet: bool) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            *self.counts_in,
             TimeRemainingColumn(),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
@@ -253,6 +263,33 @@ class TrainingProgress(_Screen):
     def interrupted(self, folder: Path) -> None:
         """The closing line of a run that was stopped."""
         self._say(f"interrupted: the same command goes on from the checkpoint in {escape(str(folder))}", always=True)
+
+
+class DownloadProgress(_Screen):
+    """Bytes of one file that are there, as a bar on a terminal; then what became of it.
+
+    Parameters
+    ----------
+    name : str
+    quiet : bool
+        Say nothing but errors.
+    """
+
+    counts_in = (DownloadColumn(), TransferSpeedColumn())
+
+    def __init__(self, name: str, quiet: bool = False) -> None:
+        super().__init__(escape(name), None, quiet)
+        self.name = name
+
+    def show(self, done: int, total: int | None) -> None:
+        """So many bytes are there, of so many or of nobody knows how many."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def close(self, path: Path, notes: Sequence[str]) -> None:
+        """What was made of it, and what people should know about that."""
+        for note in notes:
+            self._say(f"[yellow]note[/yellow] {escape(note)}")
+        self._say(f"{escape(self.name)} is in {escape(str(path))}; --weights {escape(self.name)} takes it")
 
 
 def _written(targets: Sequence[Target]) -> list[str]:

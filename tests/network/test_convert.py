@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import FlowInput, RGBInput, find_weights
-from tvnet_cli.network.checkpoints import read_checkpoint
-from tvnet_cli.network.convert import Imported, convert, import_weights
+from tvnet_cli.network.checkpoints import Checkpoint, read_checkpoint
+from tvnet_cli.network.convert import Converted, Imported, convert, import_weights
 from tvnet_cli.network.weights import load_weights
 from tvnet_cli.options import ImportOptions
 
 CAFFE = ImportOptions(bn_statistics="variance")
+STACK = torch.randn(1, 10, 64, 64, generator=torch.Generator().manual_seed(0)) * 30
 BGR_123, BGR_128 = RGBInput((104, 117, 123), "BGR"), RGBInput((104, 117, 128), "BGR")
 
 
@@ -42,13 +43,29 @@ def network(in_channels: int) -> BNInception:
 
 
 @pytest.fixture(scope="module")
+def original() -> BNInception:
+    return network(10)
+
+
+@pytest.fixture(scope="module")
+def activations(original) -> Tensors:
+    with torch.inference_mode():
+        return {**original.features(STACK), "fc": original(STACK)}
+
+
+@pytest.fixture(scope="module")
+def flow(original) -> Tensors:
+    return tensors_of(original)
+
+
+@pytest.fixture(scope="module")
 def rgb() -> Tensors:
     return tensors_of(network(3))
 
 
-@pytest.fixture(scope="module")
-def flow() -> Tensors:
-    return tensors_of(network(10))
+def converted(tensors: Tensors, kind: str = "PyTorch", **options: object) -> Converted:
+    """What becomes of tensors that are in no file."""
+    return convert(Checkpoint(kind, tensors, ""), Path("published"), ImportOptions(**options))
 
 
 @pytest.fixture
@@ -113,19 +130,19 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_published_format_gives_the_same_network_to_the_last_bit(flow, file, name):
+def test_every_published_format_gives_the_same_network_to_the_last_bit(activations, flow, file, name):
     write, with_head, options = FORMATS[name]
     write(flow, file)
     tensors, stream, how, _ = convert(read_checkpoint(file), file, options or ImportOptions())
     assert stream == "flow"
     assert how == FlowInput(6.375, 20.0, "interleaved")
-    expected, found = network(10), BNInception(10, num_classes=5 if with_head else 0).eval()
-    found.load_state_dict(tensors, strict=False)
-    x = torch.randn(1, 10, 64, 64) * 30
+    with torch.device("meta"):
+        found = BNInception(10, num_classes=5 if with_head else 0).eval()
+    found.load_state_dict(tensors, strict=False, assign=True)
     with torch.inference_mode():
-        for layer, values in found.features(x).items():
-            assert torch.equal(values, expected.features(x)[layer]), layer
-        assert not with_head or torch.equal(found(x), expected(x))
+        for layer, values in found.features(STACK).items():
+            assert torch.equal(values, activations[layer]), layer
+        assert not with_head or torch.equal(found(STACK), activations["fc"])
 
 
 def imported(file: Path, **options: object) -> Imported:
@@ -158,21 +175,18 @@ def test_imported_weights_are_there_by_name_with_a_card_that_says_where_they_are
         (nested, {"input": "tsn-pytorch"}, BGR_128),
     ],
 )
-def test_the_means_follow_from_who_trained_it(rgb, file, content, options, how):
-    saved(content(rgb), file)
-    _, stream, found, notes = convert(read_checkpoint(file), file, ImportOptions(**options))
+def test_the_means_follow_from_who_trained_it(rgb, content, options, how):
+    _, stream, found, notes = converted(content(rgb), **options)
     assert (stream, found) == ("rgb", how)
     assert any("input: BGR less 104, 117, " in note for note in notes)
 
 
-def test_caffe_files_have_the_means_of_caffe(rgb, file):
-    file.write_bytes(caffemodel(rgb))
-    assert convert(read_checkpoint(file), file, CAFFE)[2] == BGR_123
+def test_caffe_files_have_the_means_of_caffe(rgb):
+    assert converted(rgb, "Caffe", bn_statistics="variance").input == BGR_123
 
 
-def test_a_flow_network_can_begin_with_rgb_kernels_and_that_is_said(rgb, file):
-    saved(rgb, file)
-    tensors, stream, how, notes = convert(read_checkpoint(file), file, ImportOptions(stream="flow"))
+def test_a_flow_network_can_begin_with_rgb_kernels_and_that_is_said(rgb):
+    tensors, stream, how, notes = converted(rgb, stream="flow")
     assert (stream, how.scale) == ("flow", 6.375)
     first, found = rgb["conv1_7x7_s2.weight"], tensors["conv1_7x7_s2.weight"]
     assert found.shape == (64, 10, 7, 7)
@@ -181,34 +195,31 @@ def test_a_flow_network_can_begin_with_rgb_kernels_and_that_is_said(rgb, file):
     assert any("cross-modality" in note for note in notes)
 
 
-def test_of_several_networks_in_a_file_one_is_chosen(rgb, flow, file):
-    saved(renamed(rgb, "module.rgb.") | renamed(flow, "module.flow."), file)
+def test_of_several_networks_in_a_file_one_is_chosen(rgb, flow):
+    both = renamed(rgb, "module.rgb.") | renamed(flow, "module.flow.")
     with pytest.raises(WeightsError, match="networks for flow and rgb: choose one with --stream"):
-        imported(file)
+        converted(both)
     for stream, tensors in (("flow", flow), ("rgb", rgb)):
-        found = convert(read_checkpoint(file), file, ImportOptions(stream=stream))[0]
+        found = converted(both, stream=stream).tensors
         assert torch.equal(found["conv1_7x7_s2.weight"], tensors["conv1_7x7_s2.weight"])
 
 
-def test_one_classifier_is_kept_and_of_several_the_one_that_is_named(flow, file):
-    saved(epic(flow), file)
-    tensors, _, _, notes = convert(read_checkpoint(file), file, ImportOptions())
+def test_one_classifier_is_kept_and_of_several_the_one_that_is_named(flow):
+    several, other = epic(flow)["state_dict"], ssn(flow)["state_dict"]
+    tensors, _, _, notes = converted(several)
     assert "fc.weight" not in tensors
     assert "classifiers left out: fc_verb, fc_noun; --head NAME keeps one that reads the 1024 features" in notes
-    tensors, *_ = convert(read_checkpoint(file), file, ImportOptions(head="fc-noun"))
-    assert tensors["fc.weight"].shape == (352, 1024)
+    assert converted(several, head="fc-noun").tensors["fc.weight"].shape == (352, 1024)
     with pytest.raises(WeightsError, match="no classifier is called fc; there are fc_verb, fc_noun"):
-        imported(file, head="fc")
-    saved(ssn(flow), file)
+        converted(several, head="fc")
     with pytest.raises(WeightsError, match=r"completeness_fc is no classifier of 1024.*weight \(20, 3072\), bias"):
-        imported(file, head="completeness_fc")
-    saved(flow, file)
-    assert "fc.bias" not in convert(read_checkpoint(file), file, ImportOptions(head="none"))[0]
+        converted(other, head="completeness_fc")
+    assert "fc.bias" not in converted(flow, head="none").tensors
 
 
-def test_a_classifier_of_one_class_keeps_its_shape(flow, file):
-    saved(flow | {"fc.weight": flow["fc.weight"][:1].clone(), "fc.bias": flow["fc.bias"][:1].clone()}, file)
-    assert convert(read_checkpoint(file), file, ImportOptions())[0]["fc.weight"].shape == (1, 1024)
+def test_a_classifier_of_one_class_keeps_its_shape(flow):
+    one = flow | {"fc.weight": flow["fc.weight"][:1], "fc.bias": flow["fc.bias"][:1]}
+    assert converted(one).tensors["fc.weight"].shape == (1, 1024)
 
 
 def changed(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
@@ -241,17 +252,15 @@ def changed(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
         ({"conv1_7x7_s2__weight": torch.ones(64, 15, 7, 7)}, {}, "takes 15 channels, expected 3 or 10"),
     ],
 )
-def test_what_is_not_the_network_is_refused_with_every_name(flow, file, changes, options, error):
-    saved(changed(flow, **changes), file)
+def test_what_is_not_the_network_is_refused_with_every_name(flow, changes, options, error):
     with pytest.raises(WeightsError, match=error) as caught:
-        imported(file, **options)
+        converted(changed(flow, **changes), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_another_network_is_refused_by_what_it_holds(file):
-    saved({"layer1.0.conv1.weight": torch.ones(1)}, file)
+def test_another_network_is_refused_by_what_it_holds():
     with pytest.raises(WeightsError, match=r"none of the 414 tensors of BN-Inception, but layer1\.0\.conv1\.weight"):
-        imported(file)
+        converted({"layer1.0.conv1.weight": torch.ones(1)})
 
 
 class Hostile:
@@ -277,7 +286,7 @@ def test_a_hostile_pickle_is_not_executed_unless_it_is_allowed(flow, file, tmp_p
 
 
 def test_what_cannot_be_read_is_one_clear_line(flow, file):
-    torch.save({"state_dict": flow}, file)
+    torch.save({"state_dict": {"fc.weight": flow["fc.weight"]}}, file)
     whole = file.read_bytes()
     contents = {
         whole[:-100]: "cannot read",
@@ -317,10 +326,9 @@ def test_caffe_layers_of_other_kinds_are_refused(file, flow, blobs):
         imported(file, bn_statistics="variance")
 
 
-def test_inverse_standard_deviations_become_variances(flow, file):
+def test_inverse_standard_deviations_become_variances(flow):
     inverse = {k: (v.double() + 1e-5).rsqrt().float() if "running_var" in k else v for k, v in flow.items()}
-    file.write_bytes(caffemodel(inverse))
-    tensors, _, _, notes = convert(read_checkpoint(file), file, ImportOptions(bn_statistics="inverse-std"))
+    tensors, _, _, notes = converted(inverse, "Caffe", bn_statistics="inverse-std")
     for key, tensor in flow.items():
         torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-7)
     assert "batch normalisation: variances from 1 / sqrt(variance + eps)" in notes
@@ -335,28 +343,24 @@ def with_growth(tensors: Tensors, power: float) -> Tensors:
     }
 
 
-def test_which_statistics_a_caffe_file_holds_is_never_guessed(flow, file):
-    file.write_bytes(caffemodel(flow))
+def test_which_statistics_a_caffe_file_holds_is_never_guessed(flow):
     with pytest.raises(WeightsError, match="no value rules one out: say --bn-statistics variance or inverse-std"):
-        imported(file)
+        converted(flow, "Caffe")
     for power, towards in ((2, "grows .*speaks for variance"), (-1, "falls .*speaks for inverse-std")):
-        file.write_bytes(caffemodel(with_growth(flow, power)))
         with pytest.raises(WeightsError, match=towards):
-            imported(file)
-    saved(with_growth(flow, -1), file)  # converted from such a file
+            converted(with_growth(flow, power), "Caffe")
     with pytest.raises(WeightsError, match="speaks for inverse-std: say --bn-statistics"):
-        imported(file)
+        converted(with_growth(flow, -1))  # a PyTorch file that was converted from such a file
 
 
 @pytest.mark.parametrize("value", [0.0, 320.0])
-def test_values_that_only_a_variance_has_prove_it(flow, file, value):
+def test_values_that_only_a_variance_has_prove_it(flow, value):
     flow = flow | {"conv1_7x7_s2_bn.running_var": flow["conv1_7x7_s2_bn.running_var"].clone()}
     flow["conv1_7x7_s2_bn.running_var"][3] = value
-    file.write_bytes(caffemodel(flow))
-    *_, notes = convert(read_checkpoint(file), file, ImportOptions())
+    *_, notes = converted(flow, "Caffe")
     assert "batch normalisation: variances, as their values prove" in notes
     with pytest.raises(WeightsError, match="cannot be"):
-        imported(file, bn_statistics="inverse-std")
+        converted(flow, "Caffe", bn_statistics="inverse-std")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "untrained", "a.safetensors", "-x", "with space"])

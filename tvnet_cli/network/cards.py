@@ -19,6 +19,7 @@ from typing import Any, get_args
 from platformdirs import user_cache_dir
 
 from tvnet_cli.errors import WeightsError
+from tvnet_cli.network.registry import PUBLISHED
 from tvnet_cli.options import STREAMS, ChannelOrder, StackOrder, Stream, TVNetOptions, as_dict
 
 if sys.version_info >= (3, 11):
@@ -139,7 +140,22 @@ def find_weights(name: str) -> Path:
             f"{name} is no .safetensors file with a card: tvnet weights import {name} --name NAME reads PyTorch and "
             "Caffe checkpoints"
         )
+    if name in PUBLISHED:
+        raise WeightsError(f"no weights called {name!r}: tvnet weights fetch {name} gets them from their publishers")
     raise WeightsError(f"no weights called {name!r}: {suggestion(name, known)}; tvnet weights list shows all")
+
+
+def list_cards() -> list[dict[str, Any]]:
+    """Name, state, path and card of all weights that are here; of one whose card is wrong, what is wrong."""
+    entries = []
+    for name, path in known_weights().items():
+        state = "shipped" if path.parent == weights_folder() else "imported"
+        try:
+            card = card_table(read_card(path.with_suffix(".toml")))
+        except WeightsError as error:
+            card, state = {"stream": "?", "source": str(error)}, "bad"
+        entries.append({"name": name, "state": state, "path": str(path), **card})
+    return entries
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

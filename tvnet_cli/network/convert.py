@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,15 @@ class Imported:
 
     path: Path
     card: WeightCard
+    notes: tuple[str, ...]
+
+
+class Converted(NamedTuple):
+    """The tensors of ``BNInception``, float32, how to feed them, and what was decided on the way."""
+
+    tensors: dict[str, Tensor]
+    stream: Stream
+    input: FlowInput | RGBInput
     notes: tuple[str, ...]
 
 
@@ -81,9 +91,7 @@ def import_weights(file: Path, name: str, options: ImportOptions | None = None, 
         If the file is not this network, in full, or does not tell enough about itself.
     """
     options = options or ImportOptions()
-    path = _place(name)
-    if path.exists() and not overwrite:
-        raise WeightsError(f"there are weights called {name} already: choose another --name, or --overwrite")
+    path = import_path(name, overwrite)
     if file.suffix == ".safetensors" and file.with_suffix(".toml").exists():
         raise WeightsError(f"{file} has a card and needs no import: give it to --weights as it is")
     checkpoint = read_checkpoint(file, options.allow_pickle)
@@ -106,18 +114,26 @@ def import_weights(file: Path, name: str, options: ImportOptions | None = None, 
     return Imported(path, write_weights(path, tensors, card, overwrite=overwrite), notes)
 
 
-def convert(
-    checkpoint: Checkpoint, file: Path, options: ImportOptions
-) -> tuple[dict[str, Tensor], Stream, FlowInput | RGBInput, tuple[str, ...]]:
-    """The tensors of a checkpoint as those of ``BNInception``, float32.
+def import_path(name: str, overwrite: bool = False) -> Path:
+    """Where weights of this name are to be kept.
 
-    Returns
-    -------
-    tensors : dict of str to Tensor
-    stream : {"flow", "rgb"}
-    input : FlowInput or RGBInput
-    notes : tuple of str
-        What was decided.
+    Raises
+    ------
+    WeightsError
+        If it is no name for a file, or taken.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".safetensors") or name == UNTRAINED:
+        raise WeightsError(f"weights cannot be called {name!r}: take letters, digits, dots, - and _")
+    if (weights_folder() / f"{name}.safetensors").exists():
+        raise WeightsError(f"{name} is the name of weights that come with the program: choose another --name")
+    path = imported_folder() / f"{name}.safetensors"
+    if path.exists() and not overwrite:
+        raise WeightsError(f"there are weights called {name} already: choose another --name, or --overwrite")
+    return path
+
+
+def convert(checkpoint: Checkpoint, file: Path, options: ImportOptions) -> Converted:
+    """A checkpoint as weights of ``BNInception``; ``file`` is its name in errors.
 
     Raises
     ------
@@ -136,15 +152,7 @@ def convert(
     _require_complete(work, shapes, options.ignore_unused)
     tensors = {key: _fitted(work, key, shape, checkpoint.format == "Caffe") for key, shape in shapes.items()}
     _settle_statistics(work, tensors, checkpoint, options.bn_statistics)
-    return tensors, stream, how, tuple(work.notes)
-
-
-def _place(name: str) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".safetensors") or name == UNTRAINED:
-        raise WeightsError(f"weights cannot be called {name!r}: take letters, digits, dots, - and _")
-    if (weights_folder() / f"{name}.safetensors").exists():
-        raise WeightsError(f"{name} is the name of weights that come with the program: choose another --name")
-    return imported_folder() / f"{name}.safetensors"
+    return Converted(tensors, stream, how, tuple(work.notes))
 
 
 def _by_canonical_name(checkpoint: Checkpoint, file: Path, stream: Stream | None) -> _Tensors:
