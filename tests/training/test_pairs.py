@@ -159,6 +159,8 @@ def test_a_mirror_image_has_the_mirrored_flow():
             assert (abs(u), abs(v)) == (abs(dx), abs(dy))
             np.testing.assert_array_equal(turned.second[y + v, x + u], turned.first[y, x])
             seen.add((u / dx, v / dy))
+            whole = mirror(pair_of_places(HEIGHT, WIDTH), random)
+            np.testing.assert_array_equal(abs(whole.truth), whole.first[..., :2].transpose(2, 0, 1))
     assert len(seen) == 4
 
 
