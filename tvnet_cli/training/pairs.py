@@ -75,6 +75,26 @@ def find_pairs(folder: Path) -> list[PairFiles]:
     return pairs
 
 
+def find_named_pairs(folders: Iterable[Path]) -> list[tuple[str, PairFiles]]:
+    """All pairs in folders, each with what its flow is called inside its folder.
+
+    Raises
+    ------
+    DatasetError
+        See ``find_pairs``.
+    """
+    return [
+        (pair.truth.relative_to(folder).with_suffix("").as_posix(), pair)
+        for folder in folders
+        for pair in find_pairs(folder)
+    ]
+
+
+def has_flow(folder: Path) -> bool:
+    """Whether there is known flow in a folder, at any depth."""
+    return next(_flow_files(folder), None) is not None
+
+
 def read_pair(files: PairFiles) -> KnownPair:
     """The pixels and the flow of a pair.
 
@@ -113,8 +133,8 @@ def mirror(pair: KnownPair, random: np.random.Generator) -> KnownPair:
     return KnownPair(first, second, truth)
 
 
-def stack(pairs: Iterable[KnownPair], size: int, random: np.random.Generator) -> KnownPair:
-    """Mirrored crops of pairs as one batch; each side is ``size``, or less if a pair is smaller.
+def stack(pairs: Iterable[KnownPair], size: int, random: np.random.Generator, mirrored: bool = True) -> KnownPair:
+    """Crops of pairs as one batch, mirrored or not; each side is ``size``, or less if a pair is smaller.
 
     Returns
     -------
@@ -122,7 +142,9 @@ def stack(pairs: Iterable[KnownPair], size: int, random: np.random.Generator) ->
     """
     pairs = list(pairs)
     height, width = (min(size, *(pair.first.shape[axis] for pair in pairs)) for axis in (0, 1))
-    crops = [mirror(crop(pair, height, width, random), random) for pair in pairs]
+    crops = [crop(pair, height, width, random) for pair in pairs]
+    if mirrored:
+        crops = [mirror(pair, random) for pair in crops]
     return KnownPair(*(np.stack(arrays) for arrays in zip(*crops, strict=True)))
 
 
