@@ -43,6 +43,7 @@ from tvnet_cli.options import (
     ExtractOptions,
     FieldOptions,
     FlowFormat,
+    FlowTrainingOptions,
     FrameOptions,
     ImportOptions,
     PretrainOptions,
@@ -341,11 +342,19 @@ def _flow_options(
         raise click.UsageError(
             "--weights bring the schedule that they were trained with: leave out --preset and its numbers"
         )
+    solver = _schedule(preset, numbers)
+    try:
+        return FrameOptions(**frames), fields, solver
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _schedule(preset: str | None, numbers: dict[str, Any]) -> TVNetOptions:
+    """The numbers of a preset, and those that were given."""
     try:
         if numbers.get("presmoothing", "authors") != "authors":
             numbers["presmoothing"] = float(numbers["presmoothing"])
-        solver = dataclasses.replace(PRESETS[preset or DEFAULT_PRESET], **numbers)
-        return FrameOptions(**frames), fields, solver
+        return dataclasses.replace(PRESETS[preset or DEFAULT_PRESET], **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -718,6 +727,86 @@ def _read_action_options(
         return dataclasses.replace(ACTION_PRESETS[preset], **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+_FLOW_RECIPE = FlowTrainingOptions()
+
+
+@train.command("flow")
+@click.argument("paths", nargs=-1, type=PATH, metavar="[PAIRS | VIDEOS]...")
+@click.option("-o", "--output", type=PATH, default="flow-training", show_default=True, help="Folder of the results.")
+@click.option("--validate", "validation", multiple=True, type=PATH, help="More pairs with known flow, to test on.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Schedule of TV-L1.  [default: {DEFAULT_PRESET}]")
+@_solver_options
+@click.option("--steps", type=int, default=_FLOW_RECIPE.steps, show_default=True, help="Updates.")
+@click.option("--batch-size", type=int, default=_FLOW_RECIPE.batch_size, show_default=True, help="Pairs in each.")
+@click.option("--crop", type=int, metavar="PIXELS", default=_FLOW_RECIPE.crop, show_default=True, help="Their sides.")
+@click.option("--learning-rate", type=float, default=_FLOW_RECIPE.learning_rate, show_default=True, help="Of Adam.")
+@click.option("--clip-norm", type=float, default=_FLOW_RECIPE.clip_norm, show_default=True, help="Longest gradient.")
+@click.option(
+    "--data-weight", type=float, default=_FLOW_RECIPE.data_weight, show_default=True, help="Of the flow loss."
+)
+@click.option("--train-u0/--freeze-u0", default=_FLOW_RECIPE.train_u0, help="Train the start field too, or not.")
+@click.option(
+    "--train-numbers/--freeze-numbers", default=_FLOW_RECIPE.train_numbers, help="Train tau, lambda, theta too, or not."
+)
+@click.option("--mirror/--no-mirror", default=_FLOW_RECIPE.mirror, help="Mirror pairs at random, or not.")
+@click.option("--seed", type=int, default=_FLOW_RECIPE.seed, show_default=True, help="Of pairs, crops and mirrors.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
+@click.option("--json", "as_json", is_flag=True, help="The results as one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_clear_errors
+def train_flow(
+    paths: tuple[Path, ...],
+    output: Path,
+    validation: tuple[Path, ...],
+    preset: str | None,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **given: Any,
+) -> None:
+    """Train the kernels of TVNet for optical flow.
+
+    Without PAIRS or VIDEOS on pairs drawn for the purpose, endlessly. PAIRS are folders of frames with known flow, as
+    FlyingChairs, Middlebury, MPI-Sintel and KITTI come. From VIDEOS it learns without known flow, by the flow loss.
+    The results are weights for tvnet flow --weights, their errors beside those of the untrained solver on pairs
+    that it did not see, and a picture. A run that was stopped goes on where it was.
+    """
+    recipe = {field.name: given.pop(field.name) for field in dataclasses.fields(_FLOW_RECIPE) if field.name in given}
+    try:
+        options = FlowTrainingOptions(**recipe)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    solver = _schedule(preset, {name: value for name, value in given.items() if value is not None})
+
+    # From here on torch is needed; --help answers without it.
+    from tvnet_cli.device import choose_device
+    from tvnet_cli.progress import TrainingProgress
+    from tvnet_cli.training import flow as training
+    from tvnet_cli.training.pairs import find_named_pairs
+    from tvnet_cli.training.sources import open_source
+
+    tests = find_named_pairs(validation)
+    source = open_source(paths, options.seed, options.crop)
+    chosen = choose_device(device)
+    with TrainingProgress(options.steps, quiet) as progress:
+        progress.announce(f"kernels of TVNet on {chosen}: {source.name}")
+        progress.notes(source.notes)
+        tvnet = training.train_flow(
+            output, source, solver, options, device=chosen, report=progress.show, overwrite=overwrite
+        )
+    if tvnet is None:
+        progress.interrupted(output)
+        sys.exit(INTERRUPTED)
+    rows = training.compare(tvnet, solver, source, options, tests)
+    training.write_result(output, tvnet, solver, source, options, rows, tests, chosen)
+    result = {"weights": str(output / training.WEIGHTS), "comparisons": [dataclasses.asdict(row) for row in rows]}
+    click.echo(json.dumps(result) if as_json else training.as_text(rows, output))
 
 
 def _parse_stages(

@@ -493,6 +493,57 @@ class PretrainOptions:
         return sum(stage.steps * stage.batch_size for stage in self.stages)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingOptions:
+    """The recipe of ``tvnet train flow``.
+
+    Attributes
+    ----------
+    steps, batch_size : int
+        Updates, and pairs in each.
+    crop : int, pixels
+        Side of the squares that are cut out of the pairs.
+    learning_rate : float
+        Of Adam, for kernels, for the start field in pixels, and for the logarithms of tau, lambda and theta. It rises
+        over 6 % of the steps and falls to 0 as a half cosine. The authors took 0.005 all along.
+    clip_norm : float
+        Longer gradients are shortened to this norm; 0: never.
+    train_u0, train_numbers : bool
+        Also train the start field; also train tau, lambda and theta.
+    mirror : bool
+        Mirror half of the pairs left to right and half top to bottom, so that all directions are equally likely.
+    data_weight : float
+        Of the first term of the flow loss, for films.
+    seed : int
+        Of pairs, crops and mirrors.
+    validate_every : int, steps
+    """
+
+    steps: int = 600
+    batch_size: int = 8
+    crop: int = 128
+    learning_rate: float = 0.01
+    clip_norm: float = 1.0
+    train_u0: bool = True
+    train_numbers: bool = True
+    mirror: bool = True
+    data_weight: float = 0.15
+    seed: int = 0
+    validate_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.crop < MIN_FRAME_SIDE:
+            raise ValueError(f"crop must be at least {MIN_FRAME_SIDE} pixels, not {self.crop}")
+        for name in ("learning_rate", "data_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
+        if not 0 <= self.clip_norm < math.inf or self.validate_every < 0 or self.seed < 0:
+            raise ValueError("clip_norm, validate_every and seed must be 0 or more")
+
+
 # What `tvnet bench` measures.
 BENCH_SUBJECTS = ("flow", "network", "features", "measures", "all")
 

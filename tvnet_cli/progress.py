@@ -239,6 +239,11 @@ class TrainingProgress(_Screen):
         """Say what is trained, on what."""
         self._say(escape(line))
 
+    def notes(self, notes: Sequence[str]) -> None:
+        """Say what people should know about the data."""
+        for note in notes:
+            self._say(f"[yellow]note[/yellow] {escape(note)}")
+
     def show(self, step: int, values: dict[str, float]) -> None:
         """Say what was logged of a step."""
         now = time.monotonic()

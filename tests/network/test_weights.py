@@ -14,7 +14,9 @@ from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network import cards, weights
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import (
+    TVNET_ALONE,
     FlowInput,
+    FrameInput,
     RGBInput,
     WeightCard,
     find_weights,
@@ -23,7 +25,7 @@ from tvnet_cli.network.cards import (
     read_card,
     weights_folder,
 )
-from tvnet_cli.network.weights import load_models, load_weights, untrained_model, write_weights
+from tvnet_cli.network.weights import load_models, load_tvnet, load_weights, untrained_model, write_weights
 from tvnet_cli.options import DEFAULT_WEIGHTS, TVNetOptions
 
 FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
@@ -265,6 +267,62 @@ def test_what_is_written_is_read_again_to_the_last_bit(tmp_path):
     assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in model.network.state_dict().items())
     assert torch.equal(model.tvnet.gradient_kernels, tvnet.gradient_kernels)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mine.safetensors", "mine.toml"]
+
+
+def tvnet_alone(net: TVNet) -> tuple[dict[str, torch.Tensor], WeightCard]:
+    card = WeightCard(
+        architecture=TVNET_ALONE,
+        stream="flow",
+        source="a test",
+        licence="MIT",
+        training_data="none",
+        input=FrameInput(),
+        tvnet=net.options,
+    )
+    return {f"tvnet.{key}": tensor for key, tensor in net.state_dict().items()}, card
+
+
+def test_a_tvnet_alone_goes_round_and_is_no_network_of_features(tmp_path):
+    net = TVNet(2, 1, 3, u0_size=(18, 24), lambda_=0.1)
+    torch.nn.init.normal_(net.gradient_kernels)
+    path = tmp_path / "mine.safetensors"
+    card = write_weights(path, *tvnet_alone(net))
+    assert read_card(path.with_suffix(".toml")) == card
+    assert "[input]" not in path.with_suffix(".toml").read_text()
+    loaded, sha256 = load_tvnet(str(path), TVNetOptions())
+    assert sha256 == card.sha256
+    assert loaded.options == net.options
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert not loaded.training
+    with pytest.raises(WeightsError, match="holds a TVNet alone"):
+        load_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("tvnet.u0"), "1 missing: u0"),
+        (lambda tensors: tensors.update({"fc.bias": torch.zeros(3)}), r"1 unknown: fc\.bias"),
+        (lambda tensors: tensors.clear(), "3 missing"),
+    ],
+)
+def test_a_tvnet_alone_is_whole_and_alone(tmp_path, change, message):
+    tensors, card = tvnet_alone(TVNet(u0_size=(16, 16)))
+    change(tensors)
+    with pytest.raises(WeightsError, match=message):
+        write_weights(tmp_path / "mine.safetensors", tensors, card)
+
+
+def test_the_card_of_a_tvnet_alone_says_flow_and_nothing_of_a_network(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"")
+    write_card(path, architecture=TVNET_ALONE)
+    with pytest.raises(WeightsError, match="unknown entry 'input'"):
+        read_card(path.with_suffix(".toml"))
+    write_card(path, stream="rgb", architecture=TVNET_ALONE)
+    with pytest.raises(WeightsError, match="stream is 'rgb', expected flow"):
+        read_card(path.with_suffix(".toml"))
 
 
 def test_nothing_is_overwritten_unless_asked_and_nothing_wrong_is_written(tmp_path):

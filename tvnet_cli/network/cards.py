@@ -28,6 +28,7 @@ else:
     import tomli as tomllib
 
 ARCHITECTURE = "bn_inception"
+TVNET_ALONE = "tvnet"  # trained kernels for flow, without a network that makes features of it
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
@@ -61,16 +62,23 @@ class RGBInput:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
 
 
+@dataclass(frozen=True)
+class FrameInput:
+    """A TVNet alone takes frames as they are; its card has no ``[input]`` table."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightCard:
     """What a weight file is: the TOML file beside it.
 
     Attributes
     ----------
-    architecture, stream, source, licence, training_data : str
+    architecture : str
+        ``bn_inception``, with or without a TVNet before it, or ``tvnet``, a TVNet alone.
+    stream, source, licence, training_data : str
     sha256 : str
         Of the weight file, filled in by ``tvnet_cli.network.weights.write_weights``.
-    input : FlowInput or RGBInput
+    input : FlowInput, RGBInput or FrameInput
         The ``[input]`` table.
     numbers : dict
         The ``[numbers]`` table: what was measured with these weights.
@@ -86,7 +94,7 @@ class WeightCard:
     licence: str
     training_data: str
     sha256: str = ""
-    input: FlowInput | RGBInput
+    input: FlowInput | RGBInput | FrameInput
     numbers: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     tvnet: TVNetOptions = field(default_factory=TVNetOptions)
@@ -182,16 +190,21 @@ def read_card(path: Path) -> WeightCard:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WeightsError(f"cannot read the card {path}: {error}") from error
     texts = {key: _entry(table, key, str, path) for key in _TEXTS}
-    if texts["architecture"] != ARCHITECTURE:
-        raise WeightsError(f"{path}: architecture is {texts['architecture']!r}, this version knows {ARCHITECTURE!r}")
-    if texts["stream"] not in STREAMS:
-        raise WeightsError(f"{path}: stream is {texts['stream']!r}, expected {' or '.join(STREAMS)}")
-    stream_input = _entry(table, "input", dict, path)
+    known, alone = (ARCHITECTURE, TVNET_ALONE), texts["architecture"] == TVNET_ALONE
+    if texts["architecture"] not in known:
+        raise WeightsError(
+            f"{path}: architecture is {texts['architecture']!r}, this version knows {' and '.join(map(repr, known))}"
+        )
+    streams = ("flow",) if alone else STREAMS
+    if texts["stream"] not in streams:
+        raise WeightsError(f"{path}: stream is {texts['stream']!r}, expected {' or '.join(streams)}")
+    stream_input = {} if alone else _entry(table, "input", dict, path)
     numbers, training, schedule = (
         _entry(table, key, dict, path) if key in table else {} for key in ("numbers", "training", "tvnet")
     )
     try:
-        how = FlowInput(**stream_input) if texts["stream"] == "flow" else RGBInput(**stream_input)
+        reader = FrameInput if alone else FlowInput if texts["stream"] == "flow" else RGBInput
+        how: FlowInput | RGBInput | FrameInput = reader(**stream_input)
         card = WeightCard(**texts, input=how, numbers=numbers, training=training, tvnet=TVNetOptions(**schedule))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: {error}") from error

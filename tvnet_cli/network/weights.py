@@ -18,6 +18,7 @@ from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import (
+    TVNET_ALONE,
     FlowInput,
     RGBInput,
     WeightCard,
@@ -142,6 +143,15 @@ def load_weights(name: str) -> StreamModel:
 
 
 def _load_file(path: Path, name: str) -> StreamModel:
+    card, tensors = _read(path)
+    network, tvnet = _build(tensors, card, path)
+    if network is None:
+        raise WeightsError(f"{path} holds a TVNet alone: tvnet flow takes it, features need a network too")
+    return StreamModel(name, card, network.eval(), tvnet and tvnet.eval())
+
+
+def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
+    """The card of a weight file and its tensors, once they agree."""
     card = read_card(path.with_suffix(".toml"))
     try:
         content = path.read_bytes()
@@ -154,8 +164,7 @@ def _load_file(path: Path, name: str) -> StreamModel:
         tensors = load(content)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
-    network, tvnet = _build(tensors, card, path)
-    return StreamModel(name, card, network.eval(), tvnet and tvnet.eval())
+    return card, tensors
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, overwrite: bool = False) -> WeightCard:
@@ -167,7 +176,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, o
         ``NAME.safetensors``; the card becomes ``NAME.toml`` beside it.
     tensors : dict of str to Tensor, float
         Of a ``BNInception`` under their names there, in the precision in which they are to be kept; those of a
-        ``TVNet``, for flow, with ``tvnet.`` before their names.
+        ``TVNet``, for flow, with ``tvnet.`` before their names, and they alone where the card says ``tvnet``.
     card : WeightCard
         Its ``sha256`` is not looked at.
     overwrite : bool
@@ -222,30 +231,37 @@ def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | No
     """
     if name is None:
         return TVNet.from_options(options).eval(), None
-    model = load_weights(name)
-    if model.tvnet is None:
-        raise WeightsError(f"{name} is for the {model.card.stream} stream and holds no TVNet")
-    untrained = TVNet.from_options(model.tvnet.options, u0_size=tuple(model.tvnet.u0.shape[2:])).state_dict()
-    if all(torch.equal(tensor, untrained[key]) for key, tensor in model.tvnet.state_dict().items()):
+    path = find_weights(name)
+    card, tensors = _read(path)
+    _, tvnet = _build(tensors, card, path)
+    if tvnet is None:
+        raise WeightsError(f"{name} is for the {card.stream} stream and holds no TVNet")
+    untrained = TVNet.from_options(tvnet.options, u0_size=tuple(tvnet.u0.shape[2:])).state_dict()
+    if all(torch.equal(tensor, untrained[key]) for key, tensor in tvnet.state_dict().items()):
         raise WeightsError(f"{name} holds no trained TVNet kernels: leave out --weights, or choose another file")
-    return model.tvnet, model.card.sha256
+    return tvnet.eval(), card.sha256
 
 
-def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BNInception, TVNet | None]:
-    """The network and, for flow, the solver that these tensors are."""
+def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BNInception | None, TVNet | None]:
+    """The network and, for flow, the solver that these tensors are; no network for a TVNet alone."""
     solver = {key.removeprefix(TVNET_PREFIX): value for key, value in tensors.items() if key.startswith(TVNET_PREFIX)}
     layers = {key: value for key, value in tensors.items() if not key.startswith(TVNET_PREFIX)}
     if solver and card.stream != "flow":
         raise WeightsError(f"{path} holds a TVNet, but its card says {card.stream}")
-    classifier = layers.get("fc.bias")
-    network = BNInception(IN_CHANNELS[card.stream], num_classes=0 if classifier is None else classifier.numel())
-    _load_strictly(network, layers, path)
+    alone = card.architecture == TVNET_ALONE
+    network = None
+    if not alone:
+        classifier = layers.get("fc.bias")
+        network = BNInception(IN_CHANNELS[card.stream], num_classes=0 if classifier is None else classifier.numel())
+        _load_strictly(network, layers, path)
     if card.stream != "flow":
         return network, None
     u0 = solver.get("u0")
     size = {} if u0 is None or u0.dim() != 4 else {"u0_size": (u0.shape[2], u0.shape[3])}
     tvnet = TVNet.from_options(card.tvnet, **size)
-    if solver:
+    if alone:
+        _load_strictly(tvnet, solver | layers, path)
+    elif solver:
         _load_strictly(tvnet, solver, path)
     return network, tvnet
 
