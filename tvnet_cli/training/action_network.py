@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet, pyramid_sizes
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.cards import FlowInput, RGBInput
+from tvnet_cli.network.cards import FlowInput, FrameInput, RGBInput
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
 from tvnet_cli.network.weights import load_weights, untrained_model
 from tvnet_cli.options import ActionOptions, TVNetOptions
@@ -117,6 +117,7 @@ def new_model(
     """
     start = load_weights(weights) if weights else untrained_model(options.stream, options.seed)
     network, tvnet, how = start.network, start.tvnet, start.card.input
+    assert not isinstance(how, FrameInput)  # of a TVNet alone, which has no network to begin with
     if weights and start.card.stream == "flow":
         if options.stream == "rgb":
             raise WeightsError(f"{weights} is for the flow stream, and cannot start an RGB network")

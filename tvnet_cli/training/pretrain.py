@@ -19,7 +19,8 @@ from tvnet_cli.errors import TrainingError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.stack import stack_flow
-from tvnet_cli.network.weights import TVNET_PREFIX, FlowInput, WeightCard, untrained_model, write_weights
+from tvnet_cli.network.cards import FlowInput, WeightCard
+from tvnet_cli.network.weights import TVNET_PREFIX, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.recipe import Recipe
 from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
@@ -67,7 +68,7 @@ class MotionModel(nn.Module):
                 head.weight.normal_(0, 0.01, generator=generator)
                 assert head.bias is not None
                 head.bias.zero_()
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def stacks(self, frames: Tensor) -> FlowStacks:
         """Frames (B, 6, 3, H, W), 0..255, as the input of the network, (B, 10, H, W)."""

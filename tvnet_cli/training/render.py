@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from tvnet_cli.flow.kernels_cpu import compiled
 
 Array = NDArray[Any]
 
@@ -170,7 +171,7 @@ def _stripes(rng: np.random.Generator) -> Array:
     picture = waves[0][:, None] * (waves[1][None] if rng.random() < 0.5 else np.ones((1, TEXTURE_SIZE)))
     if rng.random() < 0.5:
         picture = picture.T
-    return np.tanh(picture * rng.uniform(0.5, 6)) + 0.3 * _standard(_noise(rng))
+    return np.asarray(np.tanh(picture * rng.uniform(0.5, 6)) + 0.3 * _standard(_noise(rng)))
 
 
 def _standard(picture: Array) -> Array:
@@ -188,7 +189,7 @@ def _geometry(parts: Sequence[Part], height: int, width: int) -> tuple[Array, Ar
     return paths, np.array([part.kind for part in parts]), shapes
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _inverse(matrix):
     (a, b, c), (d, e, f) = matrix[0], matrix[1]
     scale = 1.0 / (a * e - b * d)
@@ -205,7 +206,7 @@ def _compose(outer: Array, inner: Array) -> Array:
     return np.asarray(product)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _extent(kind, shape, matrix, height, width):
     """First and past-the-last row and column that a part may touch."""
     if kind == PLANE:
@@ -232,7 +233,7 @@ def _extent(kind, shape, matrix, height, width):
     return int(first_row), int(last_row), int(first_column), int(last_column)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _distance(kind, shape, x, y):
     """Signed distance to the edge, in own units, negative inside; exact enough for a smooth edge."""
     if kind == CAPSULE:
@@ -248,7 +249,7 @@ def _distance(kind, shape, x, y):
     return np.float32(-1e9)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _paint(picture, matrices, kinds, shapes, painted, looks, textures):
     mask = np.int64(TEXTURE_SIZE - 1)
     one, half = np.float32(1), np.float32(0.5)
@@ -284,7 +285,7 @@ def _paint(picture, matrices, kinds, shapes, painted, looks, textures):
                     picture[row, column, channel] = colour
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _own(owner, matrices, kinds, shapes):
     """Which part each pixel shows."""
     height, width = owner.shape
