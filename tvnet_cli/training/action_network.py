@@ -117,7 +117,6 @@ def new_model(
     """
     start = load_weights(weights) if weights else untrained_model(options.stream, options.seed)
     network, tvnet, how = start.network, start.tvnet, start.card.input
-    assert not isinstance(how, FrameInput)  # of a TVNet alone, which has no network to begin with
     if weights and start.card.stream == "flow":
         if options.stream == "rgb":
             raise WeightsError(f"{weights} is for the flow stream, and cannot start an RGB network")
@@ -137,6 +136,7 @@ def new_model(
     with torch.no_grad():
         network.fc.weight.normal_(0, CLASSIFIER_SPREAD, generator=generator)
         network.fc.bias.zero_()
+    assert not isinstance(how, FrameInput)  # of a TVNet alone, which has no network to begin with
     return ActionNetwork(tvnet, network, how, options), start.card.sha256 if weights else None
 
 

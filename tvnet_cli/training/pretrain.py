@@ -18,8 +18,8 @@ from tvnet_cli.device import num_workers, thread_pool, true_float32
 from tvnet_cli.errors import TrainingError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.stack import stack_flow
 from tvnet_cli.network.cards import FlowInput, WeightCard
+from tvnet_cli.network.stack import stack_flow
 from tvnet_cli.network.weights import TVNET_PREFIX, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.recipe import Recipe
