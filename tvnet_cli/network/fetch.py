@@ -159,8 +159,7 @@ def _receive(url: str, part: Path, offset: int, progress: Progress | None) -> bo
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
             error.close()
-            part.unlink()  # longer than the file
-            return _receive(url, part, 0, progress)
+            return _receive(url, part, 0, progress)  # what is there is no shorter than the file
         raise
     with response:
         length = response.headers.get("Content-Length")
