@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet, pyramid_sizes
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.cards import FlowInput, RGBInput
+from tvnet_cli.network.cards import FlowInput, FrameInput, RGBInput
 from tvnet_cli.network.stack import prepare_rgb, stack_flow
 from tvnet_cli.network.weights import load_weights, untrained_model
 from tvnet_cli.options import ActionOptions, TVNetOptions
@@ -136,6 +136,7 @@ def new_model(
     with torch.no_grad():
         network.fc.weight.normal_(0, CLASSIFIER_SPREAD, generator=generator)
         network.fc.bias.zero_()
+    assert not isinstance(how, FrameInput)  # a TVNet alone is no network
     return ActionNetwork(tvnet, network, how, options), start.card.sha256 if weights else None
 
 
