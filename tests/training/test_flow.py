@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -26,7 +27,7 @@ from tvnet_cli.training.pairs import find_named_pairs
 from tvnet_cli.training.sources import open_source
 
 SCHEDULE = TVNetOptions(num_iterations=10)
-SHORT = FlowTrainingOptions(steps=4, batch_size=2, crop=32)
+SHORT = FlowTrainingOptions(steps=4, batch_size=2, crop=32, train_u0=True)
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +72,8 @@ def test_training_lowers_the_error_on_drawn_pairs_that_it_has_not_seen(tmp_path,
 
 @pytest.mark.parametrize("frozen", ["nothing", "train_u0", "train_numbers"])
 def test_all_that_is_not_frozen_learns(tmp_path, frozen):
-    options = FlowTrainingOptions(
-        steps=2, batch_size=2, crop=32, train_u0=frozen != "train_u0", train_numbers=frozen != "train_numbers"
-    )
+    frozen_ones = {} if frozen == "nothing" else {frozen: False}
+    options = dataclasses.replace(SHORT, **frozen_ones)
     before, after = numbers(TVNet.from_options(SCHEDULE)), numbers(trained(tmp_path, options=options))
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {"nothing": set(), "train_u0": {"u0"}, "train_numbers": {"numbers"}}[frozen]
@@ -85,7 +85,7 @@ def test_all_that_is_not_frozen_learns(tmp_path, frozen):
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tmp_path):
     nets = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options = FlowTrainingOptions(steps=3, batch_size=2, crop=32, seed=seed)
+        options = dataclasses.replace(SHORT, seed=seed)
         nets[name] = trained(tmp_path / name, options=options)
     assert log(tmp_path / "a") == log(tmp_path / "b")
     assert log(tmp_path / "a")[1]["loss"] != log(tmp_path / "c")[1]["loss"]
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(tmp_path):
     with pytest.raises(TrainingError, match=r"tvnet.num_iterations was 10, now 5"):
         training.train_flow(tmp_path / "out", source, TVNetOptions(num_iterations=5), SHORT)
     with pytest.raises(TrainingError, match=r"training.seed was 0, now 1"):
-        trained(tmp_path / "out", options=FlowTrainingOptions(steps=4, batch_size=2, crop=32, seed=1))
+        trained(tmp_path / "out", options=dataclasses.replace(SHORT, seed=1))
     write_pair(tmp_path / "pairs" / "0", drawn_pair(0, 0, 40))
     with pytest.raises(TrainingError, match=r"source.drawn was 1, now null"):
         trained(tmp_path / "out", tmp_path / "pairs", options=SHORT)
