@@ -509,7 +509,8 @@ class FlowTrainingOptions:
     clip_norm : float
         Longer gradients are shortened to this norm; 0: never.
     train_u0, train_numbers : bool
-        Also train the start field; also train tau, lambda and theta.
+        Also train the start field, which helps where motion has its places, as seen from a car, and harms where it
+        has none; also train tau, lambda and theta.
     mirror : bool
         Mirror half of the pairs left to right and half top to bottom, so that all directions are equally likely.
     data_weight : float
@@ -519,12 +520,12 @@ class FlowTrainingOptions:
     validate_every : int, steps
     """
 
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 8
     crop: int = 128
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     clip_norm: float = 1.0
-    train_u0: bool = True
+    train_u0: bool = False
     train_numbers: bool = True
     mirror: bool = True
     data_weight: float = 0.15

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from tvnet_cli.training.pairs import find_named_pairs
 from tvnet_cli.training.sources import open_source
 
 SCHEDULE = TVNetOptions(num_iterations=10)
-SHORT = FlowTrainingOptions(steps=4, batch_size=2, crop=32)
+SHORT = FlowTrainingOptions(steps=4, batch_size=2, crop=32, train_u0=True)
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +72,8 @@ def test_training_lowers_the_error_on_drawn_pairs_that_it_has_not_seen(tmp_path,
 
 @pytest.mark.parametrize("frozen", ["nothing", "train_u0", "train_numbers"])
 def test_all_that_is_not_frozen_learns(tmp_path, frozen):
-    options = FlowTrainingOptions(
-        steps=2, batch_size=2, crop=32, train_u0=frozen != "train_u0", train_numbers=frozen != "train_numbers"
-    )
+    frozen_ones = {} if frozen == "nothing" else {frozen: False}
+    options = dataclasses.replace(SHORT, **frozen_ones)
     before, after = numbers(TVNet.from_options(SCHEDULE)), numbers(trained(tmp_path, options=options))
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {"nothing": set(), "train_u0": {"u0"}, "train_numbers": {"numbers"}}[frozen]
@@ -84,7 +85,7 @@ def test_all_that_is_not_frozen_learns(tmp_path, frozen):
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tmp_path):
     nets = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options = FlowTrainingOptions(steps=3, batch_size=2, crop=32, seed=seed)
+        options = dataclasses.replace(SHORT, seed=seed)
         nets[name] = trained(tmp_path / name, options=options)
     assert log(tmp_path / "a") == log(tmp_path / "b")
     assert log(tmp_path / "a")[1]["loss"] != log(tmp_path / "c")[1]["loss"]
@@ -128,18 +129,18 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(tmp_path):
 
     def stop(step: int, values: dict[str, float]) -> None:
         if step == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
-    # A checkpoint is written at the end of a run that is stopped by Ctrl-C; the signal is that of the loop's own test.
-    with pytest.raises(KeyboardInterrupt):
-        training.train_flow(tmp_path / "out", source, SCHEDULE, SHORT, report=stop)
+    assert training.train_flow(tmp_path / "out", source, SCHEDULE, SHORT, report=stop) is None
+    assert len(log(tmp_path / "out")) == 2
     again = trained(tmp_path / "out", options=SHORT)
     for name, tensor in numbers(whole).items():
         assert torch.equal(tensor, numbers(again)[name])
+    assert log(tmp_path / "out") == log(tmp_path / "whole")
     with pytest.raises(TrainingError, match=r"tvnet.num_iterations was 10, now 5"):
         training.train_flow(tmp_path / "out", source, TVNetOptions(num_iterations=5), SHORT)
     with pytest.raises(TrainingError, match=r"training.seed was 0, now 1"):
-        trained(tmp_path / "out", options=FlowTrainingOptions(steps=4, batch_size=2, crop=32, seed=1))
+        trained(tmp_path / "out", options=dataclasses.replace(SHORT, seed=1))
     write_pair(tmp_path / "pairs" / "0", drawn_pair(0, 0, 40))
     with pytest.raises(TrainingError, match=r"source.drawn was 1, now null"):
         trained(tmp_path / "out", tmp_path / "pairs", options=SHORT)
@@ -193,6 +194,14 @@ def test_the_command_trains_and_compares(tmp_path):
     assert rows[3]["after"] == pytest.approx((rows[1]["after"] + rows[2]["after"]) / 2)
     shown = float(lines[2].split()[3])
     assert shown == pytest.approx(rows[1]["after"], abs=5e-4)
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_flow", lambda *arguments, **more: None)
+    result = tvnet("-o", tmp_path / "out", *SMALL)
+    assert result.exit_code == 130
+    assert "interrupted: the same command goes on from the checkpoint in" in result.stderr
+    assert not (tmp_path / "out" / "tvnet.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def new_model(
     with torch.no_grad():
         network.fc.weight.normal_(0, CLASSIFIER_SPREAD, generator=generator)
         network.fc.bias.zero_()
-    assert not isinstance(how, FrameInput)  # of a TVNet alone, which has no network to begin with
+    assert not isinstance(how, FrameInput)  # a TVNet alone is no network
     return ActionNetwork(tvnet, network, how, options), start.card.sha256 if weights else None
 
 
