@@ -45,8 +45,8 @@ def test_crops_are_corners_and_the_centre_at_neighbouring_scales():
 def test_a_crop_is_the_named_part_of_the_picture():
     picture = np.random.default_rng(0).integers(0, 256, (256, 340, 3), dtype=np.uint8)
     whole = torch.from_numpy(picture).movedim(-1, 0)
-    corner = cut(picture, CropChoice(0.875, 0.875, 1.0, 1.0, False), 224)
-    assert torch.equal(corner, whole[:, 32:, 116:])
+    corner = cut(picture, CropChoice(0.875, 0.875, 1.0, 0.0, False), 224)
+    assert torch.equal(corner, whole[:, 32:, :224])
     centre = cut(picture, CropChoice(0.875, 0.875, 0.5, 0.5, True), 224)
     assert torch.equal(centre, whole[:, 16:240, 58:282].flip(-1))
 

@@ -40,6 +40,12 @@ def test_a_batch_depends_on_its_step_alone(videos, pool):
         assert not torch.equal(changed.frames, later.frames)
 
 
+def test_a_video_is_seen_otherwise_with_each_seed_step_and_place(videos, pool):
+    one_video = [TrainingClips(videos[:1], replace(OPTIONS, batch_size=2, seed=seed), pool) for seed in range(2)]
+    seen = torch.cat([clips(step).frames for clips in one_video for step in range(2)])
+    assert not any(torch.equal(seen[a], seen[b]) for a in range(8) for b in range(a))
+
+
 def test_an_epoch_shows_each_video_once_in_another_order(videos, pool):
     clips = TrainingClips(videos, replace(OPTIONS, batch_size=4, size=16), pool)
     epochs = [torch.cat([clips(step).labels for step in (first, first + 1)]).tolist() for first in (0, 2, 4)]

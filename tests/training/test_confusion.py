@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
+from tvnet_cli.training.confusion import RIGHT, WRONG, accuracy, class_table, confusion_picture
 
 CLASSES = ("run", "walk & talk", "still")
 CONFUSION = np.array([[3, 1, 0], [2, 0, 1], [0, 0, 0]])
@@ -27,7 +27,7 @@ def test_each_class_has_its_line():
 def test_the_picture_shows_each_count_in_its_cell():
     tree = ElementTree.fromstring(confusion_picture(CONFUSION, CLASSES))
     cells = {
-        title.text: (float(rect.get("x")), float(rect.get("y")), rect.get("fill-opacity"))
+        title.text: (float(rect.get("x")), float(rect.get("y")), rect.get("fill-opacity"), rect.get("fill"))
         for rect in tree.iter("{http://www.w3.org/2000/svg}rect")
         for title in rect
     }
@@ -41,3 +41,4 @@ def test_the_picture_shows_each_count_in_its_cell():
     assert right[1] == wrong[1]
     assert right[0] < wrong[0]
     assert (right[2], wrong[2]) == ("0.750", "0.250")
+    assert (right[3], wrong[3]) == (RIGHT, WRONG)

@@ -75,6 +75,7 @@ def test_a_share_of_each_class_is_drawn_for_validation(tmp_path):
     assert names(read_dataset(data, validation_share=0.2)) == names(dataset)
     assert names(read_dataset(data, validation_share=0.2, seed=1)) != names(dataset)
     assert not read_dataset(data, validation_share=0).validation
+    assert [video.label for video in read_dataset(data, validation_share=0.99).train] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("validation", ["val", "test", "validation"])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELL, NAME_WIDTH, MARGIN = 16, 180, 40  # pixels of the picture
+RIGHT, WRONG = "#0a58ca", "#b02a37"
 
 
 def accuracy(confusion: NDArray[np.int64]) -> float:
@@ -53,7 +54,7 @@ def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str]) -> s
         total = max(1, int(confusion[label].sum()))
         for answer in np.flatnonzero(confusion[label]).tolist():
             count = int(confusion[label, answer])
-            colour = "#0a58ca" if answer == label else "#b02a37"
+            colour = RIGHT if answer == label else WRONG
             cells.append(
                 f'<rect x="{left + CELL * answer}" y="{top + CELL * label}" width="{CELL}" height="{CELL}" '
                 f'fill="{colour}" fill-opacity="{count / total:.3f}">'
