@@ -32,6 +32,13 @@ def test_more_numbers_than_are_read_at_once_are_read_in_order():
     np.testing.assert_array_equal(found, many)
 
 
+def test_single_numbers_end_where_another_field_begins():
+    shape, singles = blob(VALUES, packed=False)[:7], blob(VALUES, packed=False)[7:]
+    assert len(singles) == VALUES.size * 5
+    (found,) = read_caffemodel(layer("a", [singles + shape]))["a"]
+    np.testing.assert_array_equal(found, VALUES)
+
+
 def test_sizes_may_come_one_by_one_and_gradients_are_left_alone():
     shape = message(7, number(1, 4) + number(1, 3) + number(1, 2))
     one = message(5, VALUES.tobytes()) + shape + message(6, b"\0" * 96) + message(9, b"\0" * 8)
