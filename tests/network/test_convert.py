@@ -331,7 +331,7 @@ def test_inverse_standard_deviations_become_variances(flow):
     tensors, _, _, notes = converted(inverse, "Caffe", bn_statistics="inverse-std")
     for key, tensor in flow.items():
         torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-7)
-    assert "batch normalisation: variances from 1 / sqrt(variance + eps)" in notes
+    assert "batch normalisation: variances from 1 / sqrt(variance + eps), as asked" in notes
 
 
 def with_growth(tensors: Tensors, power: float) -> Tensors:
@@ -343,14 +343,27 @@ def with_growth(tensors: Tensors, power: float) -> Tensors:
     }
 
 
-def test_which_statistics_a_caffe_file_holds_is_never_guessed(flow):
-    with pytest.raises(WeightsError, match="no value rules one out: say --bn-statistics variance or inverse-std"):
-        converted(flow, "Caffe")
-    for power, towards in ((2, "grows .*speaks for variance"), (-1, "falls .*speaks for inverse-std")):
-        with pytest.raises(WeightsError, match=towards):
-            converted(with_growth(flow, power), "Caffe")
-    with pytest.raises(WeightsError, match="speaks for inverse-std: say --bn-statistics"):
-        converted(with_growth(flow, -1))  # a PyTorch file that was converted from such a file
+def test_what_the_statistics_of_a_caffe_file_are_is_said_and_why(flow):
+    tensors, _, _, notes = converted(flow, "Caffe")
+    assert torch.equal(tensors["conv1_7x7_s2_bn.running_var"], flow["conv1_7x7_s2_bn.running_var"])
+    assert any("though nothing proves it: they neither grow nor fall" in note for note in notes)
+    grown = with_growth(flow, 2)
+    tensors, _, _, notes = converted(grown, "Caffe")
+    assert torch.equal(tensors["conv1_7x7_s2_bn.running_var"], grown["conv1_7x7_s2_bn.running_var"])
+    assert any("they grow with the kernels" in note for note in notes)
+
+
+def test_statistics_that_fall_with_the_kernels_are_inverse_in_caffe_files_and_refused_in_others(flow):
+    variances = with_growth(flow, 2)
+    inverse = {k: (v.double() + 1e-5).rsqrt().float() if "running_var" in k else v for k, v in variances.items()}
+    tensors, _, _, notes = converted(inverse, "Caffe")
+    for key, tensor in variances.items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-4, atol=1e-7)
+    assert any("the values fall with the kernels" in note and "--bn-statistics variance" in note for note in notes)
+    kept = converted(inverse, "Caffe", bn_statistics="variance").tensors
+    assert torch.equal(kept["conv1_7x7_s2_bn.running_var"], inverse["conv1_7x7_s2_bn.running_var"])
+    with pytest.raises(WeightsError, match="say --bn-statistics variance or inverse-std"):
+        converted(inverse)  # a PyTorch file that was converted from such a file
 
 
 @pytest.mark.parametrize("value", [0.0, 320.0])

@@ -36,6 +36,7 @@ FLOW_INPUT = FlowInput(scale=255 / 40, clip_pixels=20.0, order="interleaved")  #
 FIRST = "conv1_7x7_s2.weight"
 FEATURES = 1024  # of the classifier
 BN_EPS = 1e-5
+FALL = -0.2  # mean rank correlation of kernel norms and statistics below which these are taken for inverse
 
 
 @dataclass(frozen=True)
@@ -298,31 +299,39 @@ def _settle_statistics(
     """Have variances in all batch normalisations.
 
     TSN's Caffe had a time, from December 2015 to April 2016, when the fourth blob was 1 / sqrt(variance + eps). A value
-    above 1 / sqrt(eps), or of 0, cannot be that. Nothing in a file proves the contrary: then someone has to say it.
+    above 1 / sqrt(eps), or of 0, cannot be that. Nothing in a file proves the contrary, but variances grow with the
+    kernels before them, and their inverses fall. What is decided is noted, and can be said otherwise.
     """
     keys = [key for key in tensors if key.endswith("running_var")]
     for key in keys:
         if (tensors[key] < 0).any():
             raise work.error(f"{work.origin[key]} holds negative values, which no variance is")
     proven = any((tensors[key] > 1.001 * BN_EPS**-0.5).any() or (tensors[key] == 0).any() for key in keys)
-    evidence = _growth_with_kernels(tensors, keys)
-    if asked == "inverse-std":
-        if proven:
-            raise work.error("its fourth BN tensors hold values that 1 / sqrt(variance + eps) cannot be")
-        for key in keys:
-            tensors[key] = (tensors[key].double() ** -2 - BN_EPS).clamp(min=0).float()
-        work.notes.append("batch normalisation: variances from 1 / sqrt(variance + eps)")
-    elif asked is None and not proven and (checkpoint.format == "Caffe" or evidence < -0.2):
-        way = "grows" if evidence > 0 else "falls"
-        towards = "variance" if evidence > 0 else "inverse-std"
-        hint = f"; it {way} with the kernels (mean rank correlation {evidence:.2f}), which speaks for {towards}"
+    growth = _growth_with_kernels(tensors, keys)
+    measured = f"(mean rank correlation {growth:.2f})"
+    statistics = asked or ("inverse-std" if growth < FALL and not proven else "variance")
+    if statistics == "inverse-std" and not asked and checkpoint.format != "Caffe":
         raise work.error(
-            "the fourth tensors of its batch normalisations may be variances or, in Caffe files of early 2016, "
-            f"1 / sqrt(variance + eps), and no value rules one out{hint if abs(evidence) > 0.05 else ''}: "
+            f"its batch normalisations hold what falls with the kernels {measured}, as 1 / sqrt(variance + eps) does: "
             "say --bn-statistics variance or inverse-std"
         )
+    if statistics == "inverse-std" and proven:
+        raise work.error("its fourth BN tensors hold values that 1 / sqrt(variance + eps) cannot be")
+    if asked:
+        why = "as asked"
+    elif proven:
+        why = "as their values prove"
+    elif statistics == "inverse-std":
+        why = f"as the values fall with the kernels {measured}; --bn-statistics variance reads them otherwise"
+    else:
+        way = "grow" if growth > 0.05 else "neither grow nor fall"
+        why = f"though nothing proves it: they {way} with the kernels {measured}; or say --bn-statistics inverse-std"
+    if statistics == "inverse-std":
+        for key in keys:
+            tensors[key] = (tensors[key].double() ** -2 - BN_EPS).clamp(min=0).float()
+        work.notes.append(f"batch normalisation: variances from 1 / sqrt(variance + eps), {why}")
     elif checkpoint.format == "Caffe":
-        work.notes.append("batch normalisation: variances" + (", as their values prove" if proven else ""))
+        work.notes.append(f"batch normalisation: variances, {why}")
 
 
 def _growth_with_kernels(tensors: dict[str, Tensor], keys: list[str]) -> float:
