@@ -12,7 +12,7 @@ from tvnet_cli.training.sources import open_source
 
 def test_training_on_drawn_pairs_lowers_the_error_on_real_ones(shared_data, tmp_path):
     """Mean of the three Middlebury pairs; `tvnet train flow` with its defaults goes further."""
-    options = FlowTrainingOptions(steps=50, batch_size=4)
+    options = FlowTrainingOptions(steps=50, batch_size=4, learning_rate=0.03)
     solver, source = TVNetOptions(), open_source([], options.seed, options.crop)
     net = training.train_flow(tmp_path, source, solver, options)
     assert net is not None
