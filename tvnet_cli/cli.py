@@ -746,11 +746,14 @@ _FLOW_RECIPE = FlowTrainingOptions()
 @click.option(
     "--data-weight", type=float, default=_FLOW_RECIPE.data_weight, show_default=True, help="Of the flow loss."
 )
-@click.option("--train-u0/--freeze-u0", default=_FLOW_RECIPE.train_u0, help="Train the start field too, or not.")
+@click.option("--train-u0/--freeze-u0", default=_FLOW_RECIPE.train_u0, show_default=True, help="Train the start field.")
 @click.option(
-    "--train-numbers/--freeze-numbers", default=_FLOW_RECIPE.train_numbers, help="Train tau, lambda, theta too, or not."
+    "--train-numbers/--freeze-numbers",
+    default=_FLOW_RECIPE.train_numbers,
+    show_default=True,
+    help="Train tau, lambda and theta.",
 )
-@click.option("--mirror/--no-mirror", default=_FLOW_RECIPE.mirror, help="Mirror pairs at random, or not.")
+@click.option("--mirror/--no-mirror", default=_FLOW_RECIPE.mirror, show_default=True, help="Mirror pairs at random.")
 @click.option("--seed", type=int, default=_FLOW_RECIPE.seed, show_default=True, help="Of pairs, crops and mirrors.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")

@@ -509,8 +509,8 @@ class FlowTrainingOptions:
     clip_norm : float
         Longer gradients are shortened to this norm; 0: never.
     train_u0, train_numbers : bool
-        Also train the start field, which helps where motion has its places, as seen from a car, and harms where it
-        has none; also train tau, lambda and theta.
+        Also train the start field, meant for motion that has its places, as seen from a car: in drawn pairs there is
+        none to learn; also train tau, lambda and theta.
     mirror : bool
         Mirror half of the pairs left to right and half top to bottom, so that all directions are equally likely.
     data_weight : float

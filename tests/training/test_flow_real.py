@@ -10,8 +10,9 @@ from tvnet_cli.training.pairs import find_named_pairs
 from tvnet_cli.training.sources import open_source
 
 
-def test_training_on_drawn_pairs_lowers_the_error_on_real_ones(shared_data, tmp_path):
+def test_training_on_drawn_pairs_lowers_the_error_on_real_ones(shared_data, tmp_path, monkeypatch):
     """Mean of the three Middlebury pairs; `tvnet train flow` with its defaults goes further."""
+    monkeypatch.setattr(training, "NUM_DRAWN", 1)
     options = FlowTrainingOptions(steps=50, batch_size=4)
     solver, source = TVNetOptions(), open_source([], options.seed, options.crop)
     net = training.train_flow(tmp_path, source, solver, options)

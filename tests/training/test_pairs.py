@@ -9,7 +9,7 @@ from PIL import Image
 
 from tvnet_cli.errors import DatasetError, FlowFileError
 from tvnet_cli.flow.files import write_flo
-from tvnet_cli.training.pairs import KnownPair, crop, find_pairs, mirror, read_pair, stack
+from tvnet_cli.training.pairs import KnownPair, crop, find_named_pairs, find_pairs, mirror, read_pair, stack
 
 HEIGHT, WIDTH = 20, 26
 
@@ -82,6 +82,15 @@ def test_pairs_come_in_natural_order_and_kitti_once(tmp_path):
         save(tmp_path / "kitti" / "image_2" / name, picture(0))
     found = [pair.truth.relative_to(tmp_path).as_posix() for pair in find_pairs(tmp_path)]
     assert found == ["a/2_flow.flo", "a/10_flow.flo", "kitti/flow_occ/000000_10.png"]
+
+
+def test_pairs_are_called_by_their_flow(tmp_path):
+    for name in ("a/x", "b"):
+        save(tmp_path / name / "gt.flo", field(0))
+        for frame in ("img0.png", "img1.png"):
+            save(tmp_path / name / frame, picture(0))
+    assert [name for name, _ in find_named_pairs([tmp_path])] == ["a/x/gt", "b/gt"]
+    assert [name for name, _ in find_named_pairs([tmp_path / "a", tmp_path / "b"])] == ["a/x/gt", "b/gt"]
 
 
 @pytest.mark.parametrize(("name", "unknown"), [("flow10.flo", 1e10), ("flow10.flo", np.nan), ("kitti", np.nan)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,19 +75,19 @@ def find_pairs(folder: Path) -> list[PairFiles]:
     return pairs
 
 
-def find_named_pairs(folders: Iterable[Path]) -> list[tuple[str, PairFiles]]:
-    """All pairs in folders, each with what its flow is called inside its folder.
+def find_named_pairs(folders: Sequence[Path]) -> list[tuple[str, PairFiles]]:
+    """All pairs in folders, each with what its flow is called inside its folder; with several, after the folder.
 
     Raises
     ------
     DatasetError
         See ``find_pairs``.
     """
-    return [
-        (pair.truth.relative_to(folder).with_suffix("").as_posix(), pair)
-        for folder in folders
-        for pair in find_pairs(folder)
-    ]
+    named = []
+    for folder in folders:
+        within = folder.parent if len(folders) > 1 else folder
+        named += [(pair.truth.relative_to(within).with_suffix("").as_posix(), pair) for pair in find_pairs(folder)]
+    return named
 
 
 def has_flow(folder: Path) -> bool:
