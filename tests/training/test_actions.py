@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tvnet_cli.network.weights import load_models
 from tvnet_cli.options import ActionOptions, TVNetOptions
 from tvnet_cli.progress import TrainingProgress
 from tvnet_cli.training import action_network
-from tvnet_cli.training.actions import train_actions
+from tvnet_cli.training.actions import _validate, train_actions
 from tvnet_cli.training.datasets import read_dataset
 
 SHORT = TVNetOptions(num_iterations=3)
@@ -150,14 +151,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(dataset
         return flow_loss(*arguments) * (torch.nan if len(calls) == 4 else 1)
 
     monkeypatch.setattr(action_network, "flow_loss", broken)
-    with pytest.raises(TrainingError, match=r"step 4: loss is nan; .*lower learning rate"):
+    with pytest.raises(TrainingError, match=r"step 4: loss is nan; the last checkpoint is kept"):
         train_actions(dataset, tmp_path, SMALL, schedule=SHORT)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 2
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
 
 
-def test_learning_rates_fall_at_the_milestones_and_flow_weight_counts(dataset, tmp_path):
+def test_learning_rates_fall_at_the_milestones(dataset, tmp_path):
     options = replace(SMALL, stream="rgb", milestones=(1, 2), num_iterations=3, batch_size=1)
     train_actions(dataset, tmp_path, options)
     assert [row["learning_rate"] for row in log_of(tmp_path)] == pytest.approx([5e-3, 5e-4, 5e-5])
@@ -168,6 +169,18 @@ def test_the_loss_is_that_of_the_classes_and_a_part_of_the_flow_loss(unbroken):
     for row in log_of(unbroken[0]):
         assert row["loss"] == pytest.approx(row["classification"] + 0.1 * row["flow"], rel=1e-5)
         assert row["flow"] > 0
+
+
+def test_validation_counts_each_video_by_its_class_and_changes_nothing(dataset):
+    model, _ = action_network.new_model(4, replace(SMALL, stream="rgb"))
+    model.network.fc.weight.data.normal_()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with ThreadPoolExecutor(1) as pool:
+        confusion, loss = _validate(model.train(), dataset.validation, "cpu", pool)
+        assert _validate(model.train(), dataset.validation, "cpu", pool)[1] == loss
+    assert confusion.sum(1).tolist() == [1, 1, 1, 1]
+    assert loss > 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 ARGUMENTS = (
@@ -208,11 +221,15 @@ def test_the_command_leaves_weights_for_features_and_goes_on_only_with_itself(fi
 
 
 def test_ctrl_c_keeps_a_checkpoint_behind_the_step(films, tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainingProgress, "show", lambda self, step, values: signal.raise_signal(signal.SIGINT))
-    result = run(films, tmp_path)
+    def press_once(self, step, values):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingProgress, "show", press_once)
+    result = run(films, tmp_path, "--iterations", "5")
     assert result.exit_code == 130
     assert "interrupted: the same command goes on from the checkpoint" in result.stderr
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
 
 @pytest.mark.parametrize(
