@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "tvnet_cli"
 # Each floor may import from those below it, and from itself.
 FLOORS = [
     {"cli", "__main__"},
+    {"commands"},
     {"progress"},
     {"bench"},
     {"features", "aslan", "training"},

@@ -1,0 +1,64 @@
+"""`tvnet bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tvnet_cli.commands.common import PATH, with_clear_errors
+from tvnet_cli.options import (
+    BENCH_SUBJECTS,
+)
+
+
+@click.command()
+@click.argument("subject", type=click.Choice(BENCH_SUBJECTS), default="all", metavar=f"[{'|'.join(BENCH_SUBJECTS)}]")
+@click.option("-o", "--output", type=PATH, metavar="PICTURE.svg", help="Also draw the ratios as bars.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE.json", help="Also write everything as JSON.")
+@click.option("--pairs", type=PATH, metavar="DIR", help="Folders with frame10.png, frame11.png, flow10.flo for tv-l1.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_clear_errors
+def bench(
+    subject: str, output: Path | None, json_file: Path | None, pairs: Path | None, quiet: bool, verbose: int
+) -> None:
+    """Measure how fast this machine runs tvnet, beside other programs.
+
+    Every claim of speed is measured in turns with its peer, with the machine's own limits: a minute or two each, best
+    when nothing else runs. pip install 'tvnet[bench]' brings the peers; what cannot be measured here is named. Exit
+    code 0 whatever is measured.
+    """
+    _check_writable(output, ".svg")
+    _check_writable(json_file, ".json")
+
+    from rich.console import Console
+
+    from tvnet_cli.aslan.progress import StageProgress
+    from tvnet_cli.bench.pairs import read_pairs
+    from tvnet_cli.bench.report import as_json, as_picture, as_table, as_text
+    from tvnet_cli.bench.run import run_bench
+
+    known = read_pairs(pairs) if pairs else []
+    with StageProgress(quiet) as progress:
+        report = run_bench(subject, progress, known)
+    if json_file:
+        json_file.write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
+    if output:
+        output.write_text(as_picture(report), "utf-8")
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(as_table(report))
+    else:
+        click.echo(as_text(report))
+
+
+def _check_writable(path: Path | None, suffix: str) -> None:
+    """Before minutes of work, that a file can be written after it."""
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
+        raise click.UsageError(f"{path} should end in {suffix}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise click.UsageError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no such folder'}")

@@ -1,0 +1,132 @@
+"""`tvnet features`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tvnet_cli.commands.common import FAILED, INTERRUPTED, PATH, with_clear_errors
+from tvnet_cli.options import (
+    DEFAULT_BATCH_SIZE,
+    DTYPES,
+    STREAMS,
+    DType,
+    ExtractOptions,
+    Stream,
+)
+from tvnet_cli.video.files import find_videos
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=PATH, metavar="DIR|FILE...")
+@click.option("--from-file", type=click.File("rb"), help="Also read paths from this list, one a line; - is stdin.")
+@click.option("-o", "--output", type=PATH, default="features.h5", show_default=True, help="The HDF5 feature file.")
+@click.option(
+    "--weights", multiple=True, help="A name in tvnet weights list, a .safetensors file, or 'untrained'; one a stream."
+)
+@click.option("--streams", default=",".join(ExtractOptions.streams), show_default=True, help="flow, rgb or flow,rgb.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=ExtractOptions.dtype,
+    show_default=True,
+    help="What the networks compute in; bfloat16 is for machines with instructions for it.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Clips whose flow is computed at once.  [default: {cpu}, GPU {cuda} or what fits]".format(
+        **DEFAULT_BATCH_SIZE
+    ),
+)
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
+@click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
+@click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+@with_clear_errors
+def features(
+    paths: tuple[Path, ...],
+    from_file: Any,
+    output: Path,
+    weights: tuple[str, ...],
+    streams: str,
+    dtype: DType,
+    device: str,
+    batch_size: int | None,
+    jobs: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Extract motion features from videos into one HDF5 file.
+
+    Folders are searched for videos at any depth. Each video gives 25 clips, TVNet-50 flow and BN-Inception
+    features, averaged over the clips and L2-normalised. A run that was stopped goes on where it was; --batch-size
+    and -j change speed and memory, not results.
+    """
+    paths += tuple(_listed_paths(from_file)) if from_file else ()
+    if not paths:
+        raise click.UsageError("give folders or video files, or --from-file LIST")
+    options = ExtractOptions(streams=_parse_streams(streams), dtype=dtype)
+
+    videos = find_videos(paths)
+
+    # From here on torch is needed; --help answers without it.
+    from tvnet_cli.device import choose_device
+    from tvnet_cli.features.extract import extract_features
+    from tvnet_cli.network.weights import load_models
+    from tvnet_cli.progress import VideoProgress
+
+    chosen = choose_device(device)
+    models = load_models(weights, options.streams)
+    interrupted = False
+    with VideoProgress(len(videos), quiet, verbose) as progress:
+        for model in models.values():
+            progress.announce(model, chosen)
+        results = extract_features(
+            videos,
+            output,
+            models,
+            device=chosen,
+            batch_size=batch_size,
+            jobs=jobs,
+            overwrite=overwrite,
+            options=options,
+        )
+        try:
+            with closing(results):
+                for result in results:
+                    progress.show(result)
+                    if as_json:
+                        click.echo(json.dumps(result.summary()))
+        except KeyboardInterrupt:
+            interrupted = True
+    progress.close(output, interrupted)
+    if interrupted or progress.failures:
+        sys.exit(INTERRUPTED if interrupted else FAILED)
+
+
+def _listed_paths(lines: Iterator[bytes]) -> Iterator[Path]:
+    """Paths, one a line, as bytes of the file system; empty lines do not count."""
+    for line in lines:
+        name = line.rstrip(b"\r\n")
+        if name:
+            yield Path(os.fsdecode(name))
+
+
+def _parse_streams(text: str) -> tuple[Stream, ...]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in STREAMS]
+    if unknown:
+        raise click.BadParameter(f"no stream is called {unknown[0]!r}: flow, rgb or flow,rgb", param_hint="--streams")
+    return tuple(stream for stream in STREAMS if stream in names)

@@ -1,0 +1,210 @@
+"""`tvnet flow`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors
+from tvnet_cli.errors import VideoReadError
+from tvnet_cli.options import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_PRESET,
+    FLOW_FORMATS,
+    PRESETS,
+    SAMPLERS,
+    FieldOptions,
+    FlowFormat,
+    FrameOptions,
+    TVNetOptions,
+)
+
+
+def _parse_size(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d+)x(\d+)", text or "")
+    if text is not None and not match:
+        raise click.BadParameter(f"{text!r} is no size: height x width, as in 240x320")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+# The numbers of the solver, by their names in TVNetOptions; each replaces that of the preset.
+SOLVER_OPTIONS = [
+    click.option("--scales", "num_scales", type=int, help="Levels of the pyramid at most."),
+    click.option("--warps", "num_warps", type=int, help="Linearisations at each level."),
+    click.option("--iterations", "num_iterations", type=int, help="Updates in each warp."),
+    click.option("--zoom-factor", type=float, help="Size of a level relative to the next finer one."),
+    click.option("--tau", type=float, help="Time step of the dual update."),
+    click.option("--lambda", "lambda_", type=float, help="Weight of the data term: larger follows the pictures."),
+    click.option("--theta", type=float, help="Coupling of the flow and its auxiliary field."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How frames are read between pixels."),
+    click.option("--presmoothing", metavar="SIGMA|authors", help="Smooth the frames first; 0 does not."),
+    click.option("--antialias/--no-antialias", default=None, help="Average when frames are made smaller."),
+    click.option("--coarsest-side", type=int, metavar="PIXELS", help="No level of the pyramid is smaller."),
+    click.option("--ignore-outside/--no-ignore-outside", default=None, help="No data term outside the frame."),
+    click.option("--median-size", type=int, metavar="PIXELS", help="Side of a median filter after each warp, or 0."),
+    click.option("--edge-weight", type=float, help="How much cheaper the flow bends at edges of the frame."),
+]
+_FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales": "scales"}
+
+
+def solver_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(SOLVER_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=PATH, required=True, metavar="FILM | IMAGE IMAGE... | FOLDER")
+@click.option("-o", "--output", "outputs", multiple=True, type=PATH, help="File or folder; several are allowed.")
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(FLOW_FORMATS), help="Where the name of -o does not say it."
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Schedule of TV-L1.  [default: {DEFAULT_PRESET}]")
+@solver_options
+@click.option(
+    "--weights", help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file."
+)
+@click.option("--start", type=float, metavar="SECONDS", help="Begin at this time.")
+@click.option("--end", type=float, metavar="SECONDS", help="Stop before this time.")
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take each Nth frame only.")
+@click.option("--fps", type=float, default=FrameOptions.fps, show_default=True, help="Rate of images as a film.")
+@click.option("--short-side", type=int, metavar="PIXELS", help="Resize frames to this short side.")
+@click.option("--size", metavar="HxW", callback=_parse_size, help="Resize frames to this height and width.")
+@click.option("--backward", is_flag=True, help="Also compute the flow from the second frame to the first.")
+@click.option("--occlusion", is_flag=True, help="Also mask the pixels that the second frame does not show.")
+@click.option("--show-scales", is_flag=True, help="Also write the flow of every level of the pyramid.")
+@click.option("--half", is_flag=True, help="Flow as float16 in .h5 and .npz.")
+@click.option("--max-flow", type=click.FloatRange(0, min_open=True), metavar="PIXELS", help="Length in full colour.")
+@click.option("--truth", type=PATH, help="True flow, .flo or KITTI .png, or a folder of them: print the error.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Pairs computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew where .h5 files and folders would be gone on with.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
+@click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+@with_clear_errors
+def flow(
+    paths: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    formats: tuple[FlowFormat, ...],
+    preset: str | None,
+    weights: str | None,
+    half: bool,
+    max_flow: float | None,
+    truth: Path | None,
+    device: str,
+    batch_size: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Compute optical flow, as data and as pictures.
+
+    From each frame to the next, of a film, of images in the order given, or of a folder of images in natural order.
+    The suffix of -o says what to write: .h5 .flo .npz .png (colours) .mp4 (frame and flow side by side); a folder needs
+    --format flo, png or xy-jpg. Without -o a film gives .flow.h5 and .flow.mp4 beside it, two images give .flow.h5 and
+    .flow.png, and --truth only prints. A run that was stopped goes on where it was in .h5 files and folders.
+    """
+    frames, fields, solver = _flow_options(options, preset, weights)
+
+    # From here on torch is needed; --help answers without it.
+    from tvnet_cli.device import choose_device
+    from tvnet_cli.flow.colour import colour_scale
+    from tvnet_cli.flow.compute import flow_recipe, sample_fields, write_flow
+    from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs
+    from tvnet_cli.flow.truth import FlowErrors
+    from tvnet_cli.network.weights import load_tvnet
+    from tvnet_cli.progress import FlowProgress
+    from tvnet_cli.video.sequence import open_sequence
+
+    targets = choose_targets(paths, outputs, formats) if outputs or formats or truth is None else []
+    check_kept(targets, fields)
+    sequence = open_sequence(paths, frames)
+    errors = FlowErrors(truth, sequence)
+    chosen = choose_device(device)
+    tvnet, sha256 = load_tvnet(weights, solver)
+    tvnet.to(chosen)
+    progress = FlowProgress(sequence, quiet)
+    if verbose:
+        progress.announce(tvnet, chosen)
+    sampled = {}
+    if max_flow is None and any(target.coloured for target in targets):
+        progress.announce_sampling()
+        sampled = sample_fields(sequence, tvnet, fields)
+        max_flow = colour_scale([arrays["flow"] for arrays in sampled.values()])
+    recipe = flow_recipe(sequence, frames, fields, tvnet, sha256, chosen)
+    writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
+
+    broken, interrupted = "", False
+    with progress:
+        batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
+        results = write_flow(
+            sequence,
+            tvnet,
+            writing,
+            fields,
+            batch_size=batch_size,
+            sampled=sampled,
+            every_field=bool(errors.truths),
+        )
+        try:
+            with closing(results):
+                for field in results:
+                    progress.show(field)
+                    errors.add(field)
+        except VideoReadError as error:
+            broken = str(error)
+        except KeyboardInterrupt:
+            interrupted = True
+    progress.close(targets, max_flow, interrupted)
+    if as_json:
+        click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
+    elif errors.means():
+        click.echo(errors)
+    broken = broken or (f"{paths[0]}: {sequence.damage}" if sequence.damage else "")
+    if broken:
+        raise VideoReadError(f"{broken}; {progress.kept()}")
+    if interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _flow_options(
+    given: dict[str, Any], preset: str | None, weights: str | None
+) -> tuple[FrameOptions, FieldOptions, TVNetOptions]:
+    """The options of one command as those of its three parts: frames, fields, solver."""
+    fields = FieldOptions(**{name: given.pop(option) for option, name in _FIELD_OPTIONS.items()})
+    frames = {field.name: given.pop(field.name) for field in dataclasses.fields(FrameOptions)}
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if weights is not None and (preset or numbers):
+        raise click.UsageError(
+            "--weights bring the schedule that they were trained with: leave out --preset and its numbers"
+        )
+    solver = read_schedule(preset, numbers)
+    try:
+        return FrameOptions(**frames), fields, solver
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def read_schedule(preset: str | None, numbers: dict[str, Any]) -> TVNetOptions:
+    """The numbers of a preset, and those that were given."""
+    try:
+        if numbers.get("presmoothing", "authors") != "authors":
+            numbers["presmoothing"] = float(numbers["presmoothing"])
+        return dataclasses.replace(PRESETS[preset or DEFAULT_PRESET], **numbers)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
