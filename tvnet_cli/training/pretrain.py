@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tvnet_cli.device import num_workers, thread_pool, true_float32
+from tvnet_cli.device import thread_pool, true_float32
 from tvnet_cli.errors import TrainingError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
@@ -279,7 +279,7 @@ def train_motion(
         validate_every=options.validate_every,
         ahead=0 if device.type == "cpu" else 2,
     )
-    with true_float32(), thread_pool(num_workers(device)) as pool:
+    with true_float32(), thread_pool(torch.get_num_threads()) as pool:
         recipe = {"motion": asdict(options), "classes": [CLASS_NAMES[label] for label in labels]}
         done = fit(
             folder,
