@@ -472,6 +472,9 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("a training needs a stage")
+        with_flow = [stage.train_flow for stage in self.stages]
+        if with_flow != sorted(with_flow):  # their flow would depend on when it was computed ahead
+            raise ValueError("once TVNet is trained, it is trained to the end: stages with +flow come last")
         for name in ("learning_rate", "flow_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")

@@ -101,6 +101,16 @@ def test_held_out_classes_are_told_apart_by_their_features_alone(trained):
     assert 0 <= float(last["validation_accuracy"]) <= 1
 
 
+def test_recipes_that_cannot_be_are_refused():
+    flow, still = Stage(steps=1, batch_size=1, size=96, train_flow=True), Stage(steps=1, batch_size=1, size=96)
+    with pytest.raises(ValueError, match=r"\+flow come last"):
+        PretrainOptions(stages=(flow, still))
+    with pytest.raises(ValueError, match="do not suit BN-Inception"):
+        Stage(steps=1, batch_size=1, size=120)
+    with pytest.raises(ValueError, match="learning_rate must be a positive number"):
+        PretrainOptions(learning_rate=0.0)
+
+
 def test_no_classes_left_is_said(tmp_path):
     everything = dataclasses.replace(FEW, held_out=("camera", "object", "two", "arm", "figure", "pair"))
     with pytest.raises(TrainingError, match="0 classes are left"):
