@@ -426,6 +426,10 @@ class Stage:
                 f"clips of {self.size} pixels do not suit BN-Inception: 95 to 102, 127 to 134, ... 223 to 230"
             )
 
+    def __str__(self) -> str:
+        """As ``tvnet train motion --stage`` takes it."""
+        return f"{self.steps}x{self.batch_size}@{self.size}" + ("+flow" if self.train_flow else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:

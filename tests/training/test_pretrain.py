@@ -79,7 +79,8 @@ def test_the_weights_serve_feature_extraction(trained, tmp_path):
     write_motion_result(tmp_path, trained[1])
     path = tmp_path / "weights.safetensors"
     model = load_weights(str(path))
-    assert model.card.training["motion"]["seed"] == FEW.seed
+    assert model.card.training["seed"] == FEW.seed
+    assert model.card.training["stages"] == ["2x6@96", "2x4@95+flow"]
     assert model.card.numbers["validation_clips"] == 21
     assert path.stat().st_size < 22e6
     assert "object/swing" in (tmp_path / "confusion.svg").read_text()

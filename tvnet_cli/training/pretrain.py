@@ -22,7 +22,7 @@ from tvnet_cli.network.cards import FlowInput, WeightCard
 from tvnet_cli.network.stack import stack_flow
 from tvnet_cli.network.weights import TVNET_PREFIX, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
-from tvnet_cli.recipe import Recipe
+from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
 from tvnet_cli.training.loop import Pace, Report, cosine, fit
 from tvnet_cli.training.losses import flow_loss
@@ -306,7 +306,7 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
     WeightsError
         If they cannot be written.
     """
-    model, confusion = result.model, result.confusion
+    model, confusion, classes = result.model, result.confusion, result.recipe["classes"]
     tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
     tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
     card = WeightCard(
@@ -316,12 +316,18 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         training_data="drawn motion (tvnet_cli/training/motion.py): no film, no picture, nothing but a seed",
         input=model.input,
         numbers={"validation_accuracy": accuracy(confusion), "validation_clips": int(confusion.sum())},
-        training=result.recipe,
+        training={
+            "command": "tvnet train motion",
+            **asdict(model.options),
+            "stages": [str(stage) for stage in model.options.stages],
+            "held_out": list(model.options.held_out),
+            "classes": classes,
+            **software(model.tvnet.u0.device),
+        },
         tvnet=model.tvnet.options,
     )
     half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
     write_weights(folder / WEIGHTS, half, card, overwrite=True)
-    classes = result.recipe["classes"]
     (folder / "classes.csv").write_text(class_table(confusion, classes), "utf-8")
     (folder / "confusion.svg").write_text(confusion_picture(confusion, classes), "utf-8")
 
