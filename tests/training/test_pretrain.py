@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvnet_cli.errors import TrainingError
+from tvnet_cli.errors import TrainingError, WeightsError
 from tvnet_cli.network.weights import load_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.training import pretrain
@@ -93,6 +93,20 @@ def test_the_weights_serve_feature_extraction(trained, tmp_path):
     torch.testing.assert_close(
         model.tvnet.gradient_kernels, trained[1].model.tvnet.gradient_kernels, rtol=1e-3, atol=1e-3
     )
+
+
+def test_a_training_can_begin_with_weights_of_its_classes_alone(trained, tmp_path):
+    write_motion_result(tmp_path, trained[1])
+    start = str(tmp_path / "weights.safetensors")
+    slow = dataclasses.replace(FEW, stages=FEW.stages[:1], learning_rate=1e-9, flow_learning_rate=1e-9)
+    model = train_motion(tmp_path / "on", slow, weights=start).model
+    for name, parameter in load_weights(start).network.named_parameters():
+        torch.testing.assert_close(dict(model.network.named_parameters())[name], parameter, rtol=0, atol=1e-7)
+    assert torch.equal(model.tvnet.u0, load_weights(start).tvnet.u0)
+    with pytest.raises(TrainingError, match="weights was"):
+        train_motion(tmp_path / "on", slow)
+    with pytest.raises(WeightsError, match="is not of these classes: size mismatch for fc"):
+        train_motion(tmp_path / "other", dataclasses.replace(slow, held_out=("figure",)), weights=start)
 
 
 def test_held_out_classes_are_told_apart_by_their_features_alone(trained):

@@ -353,6 +353,7 @@ def _pretrain_options(command: Callable[..., None]) -> Callable[..., None]:
 @train.command()
 @click.option("-o", "--output", type=PATH, default="motion", show_default=True, help="Folder of all that is written.")
 @_pretrain_options
+@click.option("--weights", metavar="NAME|FILE", help="Flow weights to begin with.  [default: random numbers]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
@@ -360,7 +361,14 @@ def _pretrain_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @with_clear_errors
 def motion(
-    output: Path, device: str, overwrite: bool, as_json: bool, quiet: bool, verbose: int, **numbers: Any
+    output: Path,
+    weights: str | None,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **numbers: Any,
 ) -> None:
     """Train TVNet and BN-Inception on drawn motion; no data are needed.
 
@@ -382,7 +390,9 @@ def motion(
     chosen = choose_device(device)
     with TrainingProgress(options.num_steps, quiet) as progress:
         progress.announce(f"drawn motion on {chosen}: {options.num_clips} clips in {options.num_steps} steps")
-        result = train_motion(output, options, device=chosen, report=progress.show, overwrite=overwrite)
+        result = train_motion(
+            output, options, weights=weights, device=chosen, report=progress.show, overwrite=overwrite
+        )
     if result is None:
         progress.interrupted(output)
         sys.exit(INTERRUPTED)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tvnet_cli.device import thread_pool, true_float32
-from tvnet_cli.errors import TrainingError
+from tvnet_cli.errors import TrainingError, WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import FlowInput, WeightCard
 from tvnet_cli.network.stack import stack_flow
-from tvnet_cli.network.weights import TVNET_PREFIX, untrained_model, write_weights
+from tvnet_cli.network.weights import TVNET_PREFIX, load_weights, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
@@ -69,6 +69,23 @@ class MotionModel(nn.Module):
                 assert head.bias is not None
                 head.bias.zero_()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def begin_with(self, name: str) -> str:
+        """Take network and TVNet from weights of the same classes and input; their sha256.
+
+        Raises
+        ------
+        WeightsError
+        """
+        start = load_weights(name)
+        if start.card.input != self.input or start.tvnet is None or start.tvnet.options != self.tvnet.options:
+            raise WeightsError(f"{name} is not for flow stacks of TVNet-50 scaled by {self.input.scale}")
+        try:
+            self.network.load_state_dict(start.network.state_dict())
+            self.tvnet.load_state_dict(start.tvnet.state_dict())
+        except RuntimeError as error:
+            raise WeightsError(f"{name} is not of these classes: {str(error).splitlines()[-1].strip()}") from error
+        return start.card.sha256
 
     def stacks(self, frames: Tensor) -> FlowStacks:
         """Frames (B, 6, 3, H, W), 0..255, as the input of the network, (B, 10, H, W)."""
@@ -162,6 +179,7 @@ def train_motion(
     folder: Path,
     options: PretrainOptions,
     *,
+    weights: str | None = None,
     device: torch.device | str = "cpu",
     report: Report = lambda step, values: None,
     overwrite: bool = False,
@@ -173,6 +191,8 @@ def train_motion(
     folder : Path
         Of the checkpoint and the log.
     options : PretrainOptions
+    weights : str, optional
+        Name or file of flow weights to begin with, network and TVNet; else the network begins with random numbers.
     device : torch.device or str
     report : callable
         See ``tvnet_cli.training.loop.fit``.
@@ -188,13 +208,19 @@ def train_motion(
     ------
     TrainingError
         If the folder holds another training, a loss is no finite number, or fewer than two classes are left.
+    WeightsError
+        If the weights cannot be read or are of other classes.
     """
     device = torch.device(device)
     labels = [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(options.held_out)]
     if len(labels) < 2:
         raise TrainingError(f"without {', '.join(options.held_out)} {len(labels)} classes are left: 2 are needed")
     others = [number for number in range(len(CLASS_NAMES)) if number not in labels]
-    model = MotionModel(labels, options).to(device)
+    model = MotionModel(labels, options)
+    recipe = {"motion": asdict(options), "classes": [CLASS_NAMES[label] for label in labels]}
+    if weights:
+        recipe["weights"] = model.begin_with(weights)
+    model.to(device)
     optimizer = torch.optim.AdamW(_groups(model, options), options.learning_rate)
     pixels = [
         0,
@@ -280,7 +306,6 @@ def train_motion(
         ahead=0 if device.type == "cpu" else 2,
     )
     with true_float32(), thread_pool(torch.get_num_threads()) as pool:
-        recipe = {"motion": asdict(options), "classes": [CLASS_NAMES[label] for label in labels]}
         done = fit(
             folder,
             model,
@@ -318,6 +343,7 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         numbers={"validation_accuracy": accuracy(confusion), "validation_clips": int(confusion.sum())},
         training={
             "command": "tvnet train motion",
+            **({"began_with": result.recipe["weights"]} if "weights" in result.recipe else {}),
             **asdict(model.options),
             "stages": [str(stage) for stage in model.options.stages],
             "held_out": list(model.options.held_out),
