@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -37,6 +38,23 @@ MAX_SMOOTHING = 10  # pixels
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
 # Clips whose flow is computed at once: few keep a CPU's caches warm, many fill a GPU.
 DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 25}
+
+
+# What numbers must be, in words and as a test that NaN does not pass.
+Rule = tuple[str, Callable[[float], bool]]
+COUNT: Rule = ("at least 1", lambda value: value >= 1)
+POSITIVE: Rule = ("a positive number", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE: Rule = ("0 or more", lambda value: 0 <= value < math.inf)
+SHARE: Rule = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def _require(options: object, rule: Rule, names: str) -> None:
+    """Refuse options of which one of the numbers breaks the rule."""
+    words, allowed = rule
+    for name in names.split():
+        value = getattr(options, name)
+        if not allowed(value):
+            raise ValueError(f"{name} must be {words}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +110,8 @@ class TVNetOptions:
     edge_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_scales", "num_warps", "num_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("tau", "lambda_", "theta"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}")
+        _require(self, COUNT, "num_scales num_warps num_iterations")
+        _require(self, POSITIVE, "tau lambda_ theta")
         if not 0 < self.zoom_factor < 1:
             raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")
         if self.sampler not in SAMPLERS:
@@ -113,8 +126,7 @@ class TVNetOptions:
             raise ValueError(f"coarsest_side must be at least 3, not {self.coarsest_side}")
         if self.median_size != 0 and (self.median_size < 3 or self.median_size % 2 == 0):
             raise ValueError(f"median_size must be 0 or an odd number from 3 on, not {self.median_size}")
-        if not (math.isfinite(self.edge_weight) and self.edge_weight >= 0):
-            raise ValueError(f"edge_weight must be 0 or more, not {self.edge_weight}")
+        _require(self, NOT_NEGATIVE, "edge_weight")
 
 
 # tv-l1: the scheme is that of Zach, Pock, Bischof, DAGM 2007; fine pyramid, warps and iterations follow Sanchez
@@ -207,16 +219,14 @@ class FrameOptions:
     fps: float = 25.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, not {self.every}")
+        _require(self, COUNT, "every")
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise ValueError(f"the end, {self.end:g} s, does not lie behind the start, {self.start:g} s")
         if self.short_side is not None and self.size is not None:
             raise ValueError("give a short side or a size, not both")
         if min(self.size or (self.short_side or MIN_FRAME_SIDE,)) < MIN_FRAME_SIDE:
             raise ValueError(f"frames must be at least {MIN_FRAME_SIDE} pixels on each side")
-        if not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be a positive number, not {self.fps}")
+        _require(self, POSITIVE, "fps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,24 +329,15 @@ class ActionOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        for name in "num_segments num_iterations batch_size validation_clips validate_every checkpoint_every".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in "weight_decay bias_factor first_layer_factor tvnet_learning_rate flow_weight".split():
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
-        for name in ("dropout", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        _require(self, COUNT, "num_segments num_iterations batch_size validation_clips validate_every checkpoint_every")
+        _require(self, NOT_NEGATIVE, "weight_decay bias_factor first_layer_factor tvnet_learning_rate flow_weight")
+        _require(self, POSITIVE, "learning_rate clip_norm")
+        _require(self, SHARE, "dropout momentum")
         if not 0 < self.size <= self.short_side:
             raise ValueError(f"a crop of {self.size} pixels does not fit a short side of {self.short_side}")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             raise ValueError(f"crop_scales are shares of the short side, between 0 and 1, not {self.crop_scales}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, not {self.seed}")
+        _require(self, NOT_NEGATIVE, "seed")
 
     @property
     def clip_length(self) -> int:
@@ -479,15 +480,9 @@ class PretrainOptions:
         with_flow = [stage.train_flow for stage in self.stages]
         if with_flow != sorted(with_flow):  # their flow would depend on when it was computed ahead
             raise ValueError("once TVNet is trained, it is trained to the end: stages with +flow come last")
-        for name in ("learning_rate", "flow_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
-        for name in ("weight_decay", "clip_norm", "direction_weight", "flow_weight", "validate_every", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        _require(self, POSITIVE, "learning_rate flow_learning_rate")
+        _require(self, NOT_NEGATIVE, "weight_decay clip_norm direction_weight flow_weight validate_every seed")
+        _require(self, SHARE, "dropout label_smoothing")
 
     @property
     def num_steps(self) -> int:
@@ -540,16 +535,11 @@ class FlowTrainingOptions:
     validate_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self, COUNT, "steps batch_size")
         if self.crop < MIN_FRAME_SIDE:
             raise ValueError(f"crop must be at least {MIN_FRAME_SIDE} pixels, not {self.crop}")
-        for name in ("learning_rate", "data_weight"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}")
-        if not 0 <= self.clip_norm < math.inf or self.validate_every < 0 or self.seed < 0:
-            raise ValueError("clip_norm, validate_every and seed must be 0 or more")
+        _require(self, POSITIVE, "learning_rate data_weight")
+        _require(self, NOT_NEGATIVE, "clip_norm validate_every seed")
 
 
 # What `tvnet bench` measures.
@@ -614,10 +604,7 @@ class EvalOptions:
             raise ValueError(f"measures are numbered 1 to {NUM_MEASURES}: {self.measures}")
         if self.max_iterations < -1 or self.max_iterations == 0:
             raise ValueError(f"max_iterations must be at least 1, or -1 for no limit, not {self.max_iterations}")
-        for name in ("C", "tolerance", "eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value}")
+        _require(self, POSITIVE, "C tolerance eps")
         if self.eps < sys.float_info.min:
             raise ValueError(f"eps must be at least {sys.float_info.min:g}, not {self.eps}")
 

@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_a_checkpoint_behind_the_step(films, tmp_path, monkeypatch)
     [
         (["--size", "120"], "BN-Inception cannot take 120 x 120"),
         (["--stream", "rgb"], "the rgb stream has no TVNet"),
-        (["--dropout", "1"], "dropout must lie in [0, 1), not 1.0"),
+        (["--dropout", "1"], "dropout must be at least 0 and less than 1, not 1.0"),
         (["--iterations", "0"], "num_iterations must be at least 1"),
         (["--clip-norm", "0"], "clip_norm must be a positive number"),
         (["--crop-scales", "2"], "crop_scales are shares"),
