@@ -303,7 +303,7 @@ def interrupted_run(arguments: list[str], ready: Path, how: int) -> tuple[int, s
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_readable_files_and_goes_on(tmp_path, how):
     film = write_film(tmp_path / "film.mp4", 400, picture=lambda number: moving(number % 100))
-    outputs = ["-o", str(tmp_path / "a.h5"), "-o", str(tmp_path / "out"), "--format", "flo", "--iterations", "300"]
+    outputs = ["-o", str(tmp_path / "a.h5"), "-o", str(tmp_path / "out"), "--format", "flo", "--iterations", "1000"]
     code, said = interrupted_run([str(film), *outputs], tmp_path / "out" / "flow_00002.flo", how)
     with h5py.File(tmp_path / "a.h5") as file:
         done = int(np.isfinite(file["pts_seconds"][:]).sum())
@@ -318,7 +318,7 @@ def test_a_stopped_run_leaves_readable_files_and_goes_on(tmp_path, how):
     result = flow(film, *outputs)
     assert result.exit_code == 0
     assert "were there already" in result.stderr
-    assert flow(film, "-o", tmp_path / "whole.h5", "--iterations", "300").exit_code == 0
+    assert flow(film, "-o", tmp_path / "whole.h5", "--iterations", "1000").exit_code == 0
     with h5py.File(tmp_path / "a.h5") as file, h5py.File(tmp_path / "whole.h5") as whole:
         for name in whole:
             np.testing.assert_array_equal(file[name][:], whole[name][:])

@@ -26,7 +26,7 @@ FLOORS = [
     {"network"},
     {"flow"},
     {"video"},
-    {"recipe", "device"},
+    {"recipe", "device", "interrupt"},
     {"options", "errors"},
 ]
 

@@ -127,6 +127,7 @@ def flow(
     from tvnet_cli.flow.compute import flow_recipe, sample_fields, write_flow
     from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs
     from tvnet_cli.flow.truth import FlowErrors
+    from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_tvnet
     from tvnet_cli.progress import FlowProgress
     from tvnet_cli.video.sequence import open_sequence
@@ -150,7 +151,7 @@ def flow(
     writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
 
     broken, interrupted = "", False
-    with progress:
+    with progress, interruptible() as asked_to_stop:
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
         results = write_flow(
             sequence,
@@ -166,9 +167,12 @@ def flow(
                 for field in results:
                     progress.show(field)
                     errors.add(field)
+                    if asked_to_stop.is_set():
+                        interrupted = True
+                        break
         except VideoReadError as error:
             broken = str(error)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # asked twice
             interrupted = True
     progress.close(targets, max_flow, interrupted)
     if as_json:

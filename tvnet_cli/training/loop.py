@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from tvnet_cli.errors import TrainingError
+from tvnet_cli.interrupt import interruptible
 from tvnet_cli.recipe import Recipe, first_difference
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
@@ -117,7 +116,7 @@ def fit(
         done = _restore(folder / CHECKPOINT, model, optimizer, recipe)
     _share_start(model)
 
-    with _Log(folder / LOG, done) as log, _interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
+    with _Log(folder / LOG, done) as log, interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
         for step in range(done, pace.steps):
             torch.manual_seed(_step_seed(pace.seed, step))
             for group in optimizer.param_groups:
@@ -259,25 +258,6 @@ def _ahead(batches: Callable[[int], Batch], number: int) -> Iterator[Callable[[i
             yield batch_of
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Inside it the first Ctrl-C is an event, so that the step in hand is finished; the second one stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def note(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _step_seed(seed: int, step: int) -> int:
