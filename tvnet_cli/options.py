@@ -401,6 +401,11 @@ def as_dict(options: TVNetOptions | ExtractOptions | FrameOptions | FieldOptions
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def suits_network(side: int) -> bool:
+    """Whether BN-Inception can take a picture with this side, in pixels: 32k-1 to 32k+6."""
+    return side >= 31 and (side + 1) % 32 <= 7
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A part of a training on drawn motion: so many steps on clips of one size.
@@ -422,7 +427,7 @@ class Stage:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1:
             raise ValueError("steps and clips must be at least 1")
-        if self.size < 95 or (self.size + 1) % 32 > 7:
+        if self.size < 95 or not suits_network(self.size):
             raise ValueError(
                 f"clips of {self.size} pixels do not suit BN-Inception: 95 to 102, 127 to 134, ... 223 to 230"
             )

@@ -6,14 +6,13 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors
+from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors, with_options
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -55,12 +54,6 @@ SOLVER_OPTIONS = [
 _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales": "scales"}
 
 
-def solver_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(SOLVER_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.argument("paths", nargs=-1, type=PATH, required=True, metavar="FILM | IMAGE IMAGE... | FOLDER")
 @click.option("-o", "--output", "outputs", multiple=True, type=PATH, help="File or folder; several are allowed.")
@@ -68,7 +61,7 @@ def solver_options(command: Callable[..., None]) -> Callable[..., None]:
     "--format", "formats", multiple=True, type=click.Choice(FLOW_FORMATS), help="Where the name of -o does not say it."
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Schedule of TV-L1.  [default: {DEFAULT_PRESET}]")
-@solver_options
+@with_options(SOLVER_OPTIONS)
 @click.option(
     "--weights", help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file."
 )

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors
-from tvnet_cli.commands.flow import read_schedule, solver_options
+from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors, with_options
+from tvnet_cli.commands.flow import SOLVER_OPTIONS, read_schedule
 from tvnet_cli.options import (
     ACTION_PRESETS,
     BATCH_NORMS,
@@ -26,6 +26,14 @@ from tvnet_cli.options import (
     PretrainOptions,
     Stage,
 )
+
+_RUN_OPTIONS = [
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i]."),
+    click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds."),
+    click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+    click.option("-v", "--verbose", count=True, help="-vv shows tracebacks."),
+]
 
 
 @click.group()
@@ -88,12 +96,6 @@ _ACTION_OPTIONS = [
 ]
 
 
-def _action_command_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_ACTION_OPTIONS):
-        command = option(command)
-    return command
-
-
 @train.command()
 @click.argument("data", type=PATH)
 @click.option("-o", "--output", type=PATH, default="actions", show_default=True, help="Folder of all that is written.")
@@ -110,13 +112,9 @@ def _action_command_options(command: Callable[..., None]) -> Callable[..., None]
 @click.option("--weights", help="Weights to begin with; those of an RGB network serve flow too.")
 @click.option("--tvnet", "schedule", type=click.Choice(list(PRESETS)), help=f"Solver.  [default: {DEFAULT_PRESET}]")
 @click.option("--freeze-tvnet", is_flag=True, help="Leave TVNet as it is.")
-@_action_command_options
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@with_options(_ACTION_OPTIONS)
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read videos.  [default: one a core]")
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_options(_RUN_OPTIONS)
 @with_clear_errors
 def actions(
     data: Path,
@@ -226,7 +224,7 @@ _FLOW_RECIPE = FlowTrainingOptions()
 @click.option("-o", "--output", type=PATH, default="flow-training", show_default=True, help="Folder of the results.")
 @click.option("--validate", "validation", multiple=True, type=PATH, help="More pairs with known flow, to test on.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Schedule of TV-L1.  [default: {DEFAULT_PRESET}]")
-@solver_options
+@with_options(SOLVER_OPTIONS)
 @click.option("--steps", type=int, default=_FLOW_RECIPE.steps, show_default=True, help="Updates.")
 @click.option("--batch-size", type=int, default=_FLOW_RECIPE.batch_size, show_default=True, help="Pairs in each.")
 @click.option("--crop", type=int, metavar="PIXELS", default=_FLOW_RECIPE.crop, show_default=True, help="Their sides.")
@@ -244,11 +242,7 @@ _FLOW_RECIPE = FlowTrainingOptions()
 )
 @click.option("--mirror/--no-mirror", default=_FLOW_RECIPE.mirror, show_default=True, help="Mirror pairs at random.")
 @click.option("--seed", type=int, default=_FLOW_RECIPE.seed, show_default=True, help="Of pairs, crops and mirrors.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
-@click.option("--json", "as_json", is_flag=True, help="The results as one JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_options(_RUN_OPTIONS)
 @with_clear_errors
 def train_flow(
     paths: tuple[Path, ...],
@@ -320,45 +314,90 @@ def _parse_stages(
     return tuple(stages) or None
 
 
-# The fields of PretrainOptions; those that are not given are as for the weights that come with the program.
+# The fields of PretrainOptions.
 _PRETRAIN_OPTIONS = [
-    click.option("--seed", type=click.IntRange(0), help="Of the clips, and of the network before training."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=PretrainOptions.seed,
+        show_default=True,
+        help="Of the clips, and of the network before training.",
+    ),
     click.option(
         "--stage",
         "stages",
         multiple=True,
         callback=_parse_stages,
         metavar="STEPSxBATCH@SIZE[+flow]",
-        help="Steps, clips a step and pixels a side; +flow trains TVNet too. Once for each stage.",
+        help="Steps, clips a step and pixels a side; +flow trains TVNet too. Once for each stage.  [default: "
+        + ", ".join(map(str, PretrainOptions.stages))
+        + "]",
     ),
-    click.option("--learning-rate", type=float, help="Of the network."),
-    click.option("--flow-learning-rate", type=float, help="Of TVNet."),
-    click.option("--weight-decay", type=float, help="Of the matrices of the network."),
-    click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
-    click.option("--dropout", type=float, help="Before the classifier."),
-    click.option("--label-smoothing", type=float, help="Of the classes."),
-    click.option("--direction-weight", type=float, help="Of the directions read off inception_5b_output."),
-    click.option("--flow-weight", type=float, help="Of the flow loss, where TVNet is trained."),
-    click.option("--validate-every", type=int, metavar="STEPS", help="Validate so often, and at the end."),
+    click.option(
+        "--learning-rate", type=float, default=PretrainOptions.learning_rate, show_default=True, help="Of the network."
+    ),
+    click.option(
+        "--flow-learning-rate",
+        type=float,
+        default=PretrainOptions.flow_learning_rate,
+        show_default=True,
+        help="Of TVNet.",
+    ),
+    click.option(
+        "--weight-decay",
+        type=float,
+        default=PretrainOptions.weight_decay,
+        show_default=True,
+        help="Of the matrices of the network.",
+    ),
+    click.option(
+        "--clip-norm",
+        type=float,
+        default=PretrainOptions.clip_norm,
+        show_default=True,
+        help="Largest norm of the gradient.",
+    ),
+    click.option(
+        "--dropout", type=float, default=PretrainOptions.dropout, show_default=True, help="Before the classifier."
+    ),
+    click.option(
+        "--label-smoothing",
+        type=float,
+        default=PretrainOptions.label_smoothing,
+        show_default=True,
+        help="Of the classes.",
+    ),
+    click.option(
+        "--direction-weight",
+        type=float,
+        default=PretrainOptions.direction_weight,
+        show_default=True,
+        help="Of the directions read off inception_5b_output.",
+    ),
+    click.option(
+        "--flow-weight",
+        type=float,
+        default=PretrainOptions.flow_weight,
+        show_default=True,
+        help="Of the flow loss, where TVNet is trained.",
+    ),
+    click.option(
+        "--validate-every",
+        type=int,
+        default=PretrainOptions.validate_every,
+        show_default=True,
+        metavar="STEPS",
+        help="Validate so often, and at the end.",
+    ),
     click.option("--held-out", multiple=True, metavar="CLASSES", help="Leave out classes whose names begin so."),
 ]
 
 
-def _pretrain_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_PRETRAIN_OPTIONS):
-        command = option(command)
-    return command
-
-
 @train.command()
 @click.option("-o", "--output", type=PATH, default="motion", show_default=True, help="Folder of all that is written.")
-@_pretrain_options
+@with_options(_PRETRAIN_OPTIONS)
 @click.option("--weights", metavar="NAME|FILE", help="Flow weights to begin with.  [default: random numbers]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@with_options(_RUN_OPTIONS)
 @with_clear_errors
 def motion(
     output: Path,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import FAILED, PATH, with_clear_errors
+from tvnet_cli.commands.common import FAILED, PATH, with_clear_errors, with_options
 from tvnet_cli.errors import TVNetError, WeightsError
 from tvnet_cli.options import (
     BN_STATISTICS,
@@ -48,12 +47,6 @@ _IMPORT_OPTIONS = [
     click.option("--training-data", help="For the card."),
     click.option("--overwrite", is_flag=True, help="Replace weights of the same name."),
 ]
-
-
-def _import_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_IMPORT_OPTIONS):
-        command = option(command)
-    return command
 
 
 @weights.command("list")
@@ -97,7 +90,7 @@ def show_weights(name: str, as_json: bool, verbose: int) -> None:
 @weights.command("import")
 @click.argument("file", type=PATH)
 @click.option("--name", required=True, help="By which --weights finds them from then on.")
-@_import_options
+@with_options(_IMPORT_OPTIONS)
 @_QUIET
 @_VERBOSE
 @with_clear_errors
@@ -120,7 +113,7 @@ def import_weights(file: Path, name: str, overwrite: bool, quiet: bool, verbose:
 @click.option("--trust", is_flag=True, help="Also take a file whose full sha256 is not known.")
 @click.option("--offline", is_flag=True, help="Download nothing; TVNET_OFFLINE=1 says the same.")
 @click.option("--name", help="By which --weights finds them from then on.  [default: NAME]")
-@_import_options
+@with_options(_IMPORT_OPTIONS)
 @_QUIET
 @_VERBOSE
 @with_clear_errors

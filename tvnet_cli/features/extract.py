@@ -20,7 +20,7 @@ from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.network.cards import FlowInput, RGBInput
 from tvnet_cli.network.inference import InferenceNetwork
-from tvnet_cli.network.stack import prepare_rgb, stack_flow
+from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
 from tvnet_cli.network.weights import StreamModel
 from tvnet_cli.options import DEFAULT_BATCH_SIZE, DType, ExtractOptions, Stream, as_dict
 from tvnet_cli.recipe import Recipe, software
@@ -223,8 +223,7 @@ def _flow_stacks(frames: Tensor, model: StreamModel) -> Tensor:
     """Clips (B, 6, 3, H, W) to flow stacks (B, 10, H, W)."""
     assert model.tvnet is not None
     assert isinstance(model.card.input, FlowInput)
-    first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)  # (B * 5, 3, H, W)
-    flow = model.tvnet(first, second)
+    flow = model.tvnet(*frame_pairs(frames))
     how = model.card.input
     return stack_flow(flow, how.scale, how.clip_pixels, how.order, fields=frames.shape[1] - 1)
 

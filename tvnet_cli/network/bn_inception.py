@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tvnet_cli.options import suits_network
+
 LAYERS = ("global_pool", "inception_5b_output", "inception_5a_output", "inception_4e_output")
 
 # Published names of all layers follow from these tables: inception_3a/1x1 is inception_3a_1x1 here, its batch
@@ -178,8 +180,8 @@ def check_size(height: int, width: int) -> None:
         Naming the sides nearby that work.
     """
     for side in (height, width):
-        k = (side + 1) // 32
-        if k < 1 or side > 32 * k + 6:
+        if not suits_network(side):
+            k = (side + 1) // 32
             below = f"{32 * k - 1} to {32 * k + 6} or " if k >= 1 else ""
             raise ValueError(
                 f"BN-Inception cannot take {height} x {width} (height x width): {side} is not in "

@@ -7,6 +7,20 @@ from torch import Tensor
 from tvnet_cli.options import ChannelOrder, StackOrder
 
 
+def frame_pairs(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Each frame of clips and the next one, the pairs of one clip after each other.
+
+    Parameters
+    ----------
+    frames : Tensor, (B, T, C, H, W)
+
+    Returns
+    -------
+    first, second : Tensor, (B * (T - 1), C, H, W)
+    """
+    return frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+
+
 def stack_flow(
     flow: Tensor, scale: float, clip_pixels: float, order: StackOrder = "interleaved", fields: int = 5
 ) -> Tensor:

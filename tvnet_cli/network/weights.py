@@ -167,6 +167,14 @@ def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
     return card, tensors
 
 
+def tensors_to_keep(network: BNInception, tvnet: TVNet | None) -> dict[str, Tensor]:
+    """What ``write_weights`` writes of a network and the solver before it, by name."""
+    tensors = {key: tensor for key, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    if tvnet is not None:
+        tensors |= {TVNET_PREFIX + key: tensor for key, tensor in tvnet.state_dict().items()}
+    return tensors
+
+
 def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, overwrite: bool = False) -> WeightCard:
     """Write a weight file and its card, whole or not at all.
 

@@ -13,7 +13,7 @@ from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet, pyramid_sizes
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import FlowInput, FrameInput, RGBInput
-from tvnet_cli.network.stack import prepare_rgb, stack_flow
+from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
 from tvnet_cli.network.weights import load_weights, untrained_model
 from tvnet_cli.options import ActionOptions, TVNetOptions
 from tvnet_cli.training.losses import flow_loss
@@ -81,7 +81,7 @@ class ActionNetwork(nn.Module):
         bent = snippets.new_zeros(())
         if isinstance(self.how, FlowInput):
             assert self.tvnet is not None
-            first, second = snippets[:, :-1].flatten(0, 1), snippets[:, 1:].flatten(0, 1)
+            first, second = frame_pairs(snippets)
             flow = self.tvnet(first, second)
             bent = flow_loss(first, second, flow)
             stack = stack_flow(flow, self.how.scale, self.how.clip_pixels, self.how.order, fields=snippets.shape[1] - 1)

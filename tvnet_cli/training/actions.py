@@ -19,17 +19,16 @@ from torch import Tensor
 from tvnet_cli.device import thread_pool, true_float32
 from tvnet_cli.errors import TrainingError
 from tvnet_cli.network.cards import WeightCard
-from tvnet_cli.network.weights import TVNET_PREFIX, write_weights
+from tvnet_cli.network.weights import tensors_to_keep, write_weights
 from tvnet_cli.options import ActionOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.action_network import ActionNetwork, new_model, parameter_groups
 from tvnet_cli.training.clips import ActionBatch, TrainingClips, refuse_unreadable, validation_clips
-from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
+from tvnet_cli.training.confusion import accuracy, write_confusion
 from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
-from tvnet_cli.training.loop import Pace, Report, fit
+from tvnet_cli.training.loop import WEIGHTS, Pace, Report, fit
 from tvnet_cli.training.processes import add_over_processes, rank_and_world
 
-WEIGHTS = "weights.safetensors"
 CLIPS_AT_ONCE = 5  # in validation
 VIDEOS_AHEAD = 4  # read while others are worked on
 BATCHES_AHEAD = 2  # read while a step runs
@@ -236,9 +235,6 @@ def write_result(folder: Path, data: str, dataset: ActionDataset, result: Action
         If they cannot be written.
     """
     model, confusion = result.model, result.confusion
-    tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
-    if model.tvnet is not None:
-        tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
     validated = int(confusion.sum())
     card = WeightCard(
         stream=model.options.stream,
@@ -250,7 +246,6 @@ def write_result(folder: Path, data: str, dataset: ActionDataset, result: Action
         training={key: value for key, value in result.recipe.items() if value is not None and key != "tvnet"},
         tvnet=model.tvnet.options if model.tvnet is not None else TVNetOptions(),
     )
-    write_weights(folder / WEIGHTS, tensors, card, overwrite=True)
+    write_weights(folder / WEIGHTS, tensors_to_keep(model.network, model.tvnet), card, overwrite=True)
     if validated:
-        (folder / "classes.csv").write_text(class_table(confusion, dataset.classes), "utf-8")
-        (folder / "confusion.svg").write_text(confusion_picture(confusion, dataset.classes), "utf-8")
+        write_confusion(folder, confusion, dataset.classes)

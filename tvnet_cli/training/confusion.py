@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from html import escape
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,12 @@ def accuracy(confusion: NDArray[np.int64]) -> float:
     """Share of right answers; NaN of none."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def write_confusion(folder: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Write ``classes.csv``, the table, and ``confusion.svg``, the picture."""
+    (folder / "classes.csv").write_text(class_table(confusion, classes), "utf-8")
+    (folder / "confusion.svg").write_text(confusion_picture(confusion, classes), "utf-8")
 
 
 def class_table(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from tvnet_cli.errors import TrainingError
 from tvnet_cli.interrupt import interruptible
 from tvnet_cli.recipe import Recipe, first_difference
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
+CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.csv", "weights.safetensors"
 
 Batch = TypeVar("Batch")
 Report = Callable[[int, dict[str, float]], None]
@@ -116,7 +116,8 @@ def fit(
         done = _restore(folder / CHECKPOINT, model, optimizer, recipe)
     _share_start(model)
 
-    with _Log(folder / LOG, done) as log, interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
+    log = _Log(folder / LOG, done)
+    with interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
         for step in range(done, pace.steps):
             torch.manual_seed(_step_seed(pace.seed, step))
             for group in optimizer.param_groups:
@@ -209,14 +210,8 @@ class _Log:
                 self.rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= done]
                 self.columns = list(reader.fieldnames or [])
         self.first = _is_first()
-
-    def __enter__(self) -> _Log:
         if self.first:
             self._write_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def add(self, step: int, values: dict[str, float]) -> None:
         row = {"step": str(step)} | {name: repr(value) for name, value in values.items()}

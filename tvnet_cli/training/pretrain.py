@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,26 +19,23 @@ from tvnet_cli.errors import TrainingError, WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import FlowInput, WeightCard
-from tvnet_cli.network.stack import stack_flow
-from tvnet_cli.network.weights import TVNET_PREFIX, load_weights, untrained_model, write_weights
+from tvnet_cli.network.stack import frame_pairs, stack_flow
+from tvnet_cli.network.weights import load_weights, tensors_to_keep, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.recipe import Recipe, software
-from tvnet_cli.training.confusion import accuracy, class_table, confusion_picture
-from tvnet_cli.training.loop import Pace, Report, cosine, fit
+from tvnet_cli.training.confusion import accuracy, write_confusion
+from tvnet_cli.training.loop import WEIGHTS, Pace, Report, cosine, fit
 from tvnet_cli.training.losses import flow_loss
-from tvnet_cli.training.motion import CLASS_NAMES, motion_clip
+from tvnet_cli.training.motion import CLASS_NAMES, CLIP_LENGTH, motion_clip
 
-WEIGHTS = "weights.safetensors"
 NUM_DIRECTIONS = 8  # of the histograms of flow
 STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
 VALIDATION_CLIPS = 4  # of each class
 CHECKPOINT_EVERY = 50  # steps
 PIECE = 4  # clips drawn at once by one thread
 
-FlowStacks = Tensor
-Batch = tuple[
-    Tensor, Tensor
-]  # flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; labels (B,)
+# Flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; and labels (B,).
+Batch = tuple[Tensor, Tensor]
 
 
 class MotionModel(nn.Module):
@@ -57,12 +54,10 @@ class MotionModel(nn.Module):
         assert isinstance(start.card.input, FlowInput)
         self.input = start.card.input
         self.options = options
-        self.tvnet = TVNet()
-        self.network = BNInception(in_channels=10, num_classes=len(labels))
-        self.network.load_state_dict(start.network.state_dict(), strict=False)
+        self.tvnet, self.network = TVNet(), start.network
+        self.network.fc = nn.Linear(1024, len(labels))
         self.directions = nn.Conv2d(1024, NUM_DIRECTIONS, 1)
         generator = torch.Generator().manual_seed(options.seed)
-        assert self.network.fc is not None
         with torch.no_grad():
             for head in (self.network.fc, self.directions):
                 head.weight.normal_(0, 0.01, generator=generator)
@@ -87,19 +82,11 @@ class MotionModel(nn.Module):
             raise WeightsError(f"{name} is not of these classes: {str(error).splitlines()[-1].strip()}") from error
         return start.card.sha256
 
-    def stacks(self, frames: Tensor) -> FlowStacks:
-        """Frames (B, 6, 3, H, W), 0..255, as the input of the network, (B, 10, H, W)."""
-        flow = self.flow(frames)
-        how = self.input
-        return stack_flow(flow, how.scale, how.clip_pixels, how.order, fields=frames.shape[1] - 1)
+    def stacks(self, flow: Tensor) -> Tensor:
+        """The flow of the pairs of clips, (B * 5, 2, H, W), pixels, as the input of the network, (B, 10, H, W)."""
+        return stack_flow(flow, self.input.scale, self.input.clip_pixels, self.input.order, fields=CLIP_LENGTH - 1)
 
-    def flow(self, frames: Tensor) -> Tensor:
-        """Frames (B, 6, 3, H, W) to the flow of their pairs, (B * 5, 2, H, W), pixels."""
-        first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
-        flow: Tensor = self.tvnet(first, second)
-        return flow
-
-    def losses(self, stacks: FlowStacks, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, stacks: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What is minimised, as ``loss``, and its parts."""
         options = self.options
         layers = self.network.features(stacks.contiguous(memory_format=torch.channels_last))
@@ -117,7 +104,7 @@ class MotionModel(nn.Module):
         }
 
 
-def directions_of_flow(stacks: FlowStacks, size: Sequence[int]) -> Tensor:
+def directions_of_flow(stacks: Tensor, size: Sequence[int]) -> Tensor:
     """How much moves in each of 8 directions in each cell of a grid: soft histograms of optical flow.
 
     Parameters
@@ -222,83 +209,38 @@ def train_motion(
         recipe["weights"] = model.begin_with(weights)
     model.to(device)
     optimizer = torch.optim.AdamW(_groups(model, options), options.learning_rate)
-    pixels = [
-        0,
-        *itertools.accumulate(stage.batch_size * stage.size**2 for stage in options.stages for _ in range(stage.steps)),
-    ]
-    ends = list(itertools.accumulate(stage.steps for stage in options.stages))
-    starts = list(itertools.accumulate((stage.steps * stage.batch_size for stage in options.stages), initial=0))
-
-    def stage_of(step: int) -> tuple[Stage, int]:
-        """The stage of a step, and the number of clips drawn before it."""
-        number = bisect.bisect_right(ends, step)
-        stage = options.stages[number]
-        return stage, starts[number] + (step - ends[number] + stage.steps) * stage.batch_size
+    course = _Course(options.stages)
+    confusions: list[NDArray[np.int64]] = []
 
     def batches(step: int) -> Batch:
-        stage, first = stage_of(step)
-        return draw(range(first, first + stage.batch_size), options.seed, stage.size, labels, stage.train_flow)
-
-    def draw(indices: range, seed: int, size: int, wanted: list[int], as_frames: bool = False) -> Batch:
-        """The clips of these numbers, on the device, as flow unless that is to be trained."""
-
-        @torch.no_grad()
-        def piece(numbers: range) -> Batch:
-            clips = [motion_clip(seed, number, size, labels=wanted) for number in numbers]
-            frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).to(device).movedim(-1, -3)
-            known = torch.tensor([wanted.index(clip.label) for clip in clips], device=device)
-            return frames if as_frames else model.stacks(frames), known
-
-        pieces = [indices[start : start + PIECE] for start in range(0, len(indices), PIECE)]
-        inputs, known = zip(*pool.map(piece, pieces), strict=True)
-        return torch.cat(inputs), torch.cat(known)
+        stage, first = course.at(step)
+        numbers = range(first, first + stage.batch_size)
+        return _drawn(model, numbers, options.seed, stage.size, labels, pool, as_frames=stage.train_flow)
 
     def losses(step: int, batch: Batch) -> dict[str, Tensor]:
         inputs, known = batch
         model.train()
-        if not stage_of(step)[0].train_flow:
+        if not course.at(step)[0].train_flow:
             return model.losses(inputs, known)
-        frames = inputs.float()
-        flow = model.flow(frames)
-        how = model.input
-        values = model.losses(stack_flow(flow, how.scale, how.clip_pixels, how.order), known)
-        unsupervised = flow_loss(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1), flow)
+        first, second = frame_pairs(inputs.float())
+        flow = model.tvnet(first, second)
+        values = model.losses(model.stacks(flow), known)
+        unsupervised = flow_loss(first, second, flow)
         return {**values, "loss": values["loss"] + options.flow_weight * unsupervised, "flow": unsupervised.detach()}
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        """Share of right answers on clips not trained on, and how well features tell held-out classes apart."""
-        scores, known = seen(labels, lambda network, stacks: network(stacks))
+        scores, known = _seen(model, labels, pool, lambda network, stacks: network(stacks))
         counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
         counts.index_put_((known, scores.argmax(1)), torch.ones_like(known), accumulate=True)
         confusions.append(counts.numpy())
         values = {"validation_accuracy": accuracy(confusions[-1])}
         if others:
-            maps, known = seen(
-                others, lambda network, stacks: network.features(stacks)["inception_5b_output"].flatten(1)
-            )
-            unit = F.normalize(maps)
-            nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
-            values["validation_held_out"] = float((known[nearest] == known).float().mean())
+            values["validation_held_out"] = _nearest_neighbours_alike(model, others, pool)
         return values
 
-    def seen(wanted: list[int], look: Callable[[BNInception, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """What the network says of clips of another seed, at the size of the last stage, and their classes."""
-        model.eval()
-        said, known = [], []
-        number = VALIDATION_CLIPS * len(wanted)
-        for first in range(0, number, 8 * PIECE):
-            numbers = range(first, min(first + 8 * PIECE, number))
-            stacks, classes = draw(numbers, options.seed + 1, options.stages[-1].size, wanted)
-            said.append(look(model.network, stacks.contiguous(memory_format=torch.channels_last)).cpu())
-            known.append(classes.cpu())
-        return torch.cat(said), torch.cat(known)
-
-    confusions: list[NDArray[np.int64]] = []
-
     pace = Pace(
-        steps=ends[-1],
-        learning_rate=lambda step: cosine(pixels[step] / pixels[-1]),
+        steps=options.num_steps,
+        learning_rate=lambda step: cosine(course.share(step)),
         clip_norm=options.clip_norm,
         seed=options.seed,
         checkpoint_every=CHECKPOINT_EVERY,
@@ -323,6 +265,71 @@ def train_motion(
     return MotionResult(model.eval(), recipe, confusions[-1]) if done else None
 
 
+class _Course:
+    """Where a training is, by its step."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = [stage for stage in stages for _ in range(stage.steps)]
+        self._clips = list(itertools.accumulate((stage.batch_size for stage in self._stages), initial=0))
+        self._pixels = list(itertools.accumulate((s.batch_size * s.size**2 for s in self._stages), initial=0))
+
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and the number of clips drawn before it."""
+        return self._stages[step], self._clips[step]
+
+    def share(self, step: int) -> float:
+        """Of all pixels, those seen before the step."""
+        return self._pixels[step] / self._pixels[-1]
+
+
+def _drawn(
+    model: MotionModel,
+    numbers: range,
+    seed: int,
+    size: int,
+    labels: Sequence[int],
+    pool: Executor,
+    as_frames: bool = False,
+) -> Batch:
+    """The clips of these numbers and classes, on the device of the model, as flow unless that is to be trained."""
+    device = model.directions.weight.device
+
+    @torch.no_grad()
+    def piece(numbers: range) -> Batch:
+        clips = [motion_clip(seed, number, size, labels=labels) for number in numbers]
+        frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).to(device).movedim(-1, -3)
+        known = torch.tensor([labels.index(clip.label) for clip in clips], device=device)
+        return frames if as_frames else model.stacks(model.tvnet(*frame_pairs(frames))), known
+
+    pieces = [numbers[start : start + PIECE] for start in range(0, len(numbers), PIECE)]
+    inputs, known = zip(*pool.map(piece, pieces), strict=True)
+    return torch.cat(inputs), torch.cat(known)
+
+
+@torch.no_grad()
+def _seen(
+    model: MotionModel, labels: Sequence[int], pool: Executor, look: Callable[[BNInception, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What the network says of clips of another seed, at the size of the last stage, and their classes."""
+    model.eval()
+    options, clips = model.options, range(VALIDATION_CLIPS * len(labels))
+    said, known = [], []
+    for first in range(0, len(clips), 8 * PIECE):
+        numbers = clips[first : first + 8 * PIECE]
+        stacks, classes = _drawn(model, numbers, options.seed + 1, options.stages[-1].size, labels, pool)
+        said.append(look(model.network, stacks.contiguous(memory_format=torch.channels_last)).cpu())
+        known.append(classes.cpu())
+    return torch.cat(said), torch.cat(known)
+
+
+def _nearest_neighbours_alike(model: MotionModel, labels: Sequence[int], pool: Executor) -> float:
+    """Share of clips whose nearest neighbour is of their class, by the cosine of inception_5b_output."""
+    maps, known = _seen(model, labels, pool, lambda net, stacks: net.features(stacks)["inception_5b_output"].flatten(1))
+    unit = F.normalize(maps)
+    nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
+    return float((known[nearest] == known).float().mean())
+
+
 def write_motion_result(folder: Path, result: MotionResult) -> None:
     """Write ``weights.safetensors``, in half precision, with its card, ``classes.csv`` and ``confusion.svg``.
 
@@ -332,8 +339,6 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         If they cannot be written.
     """
     model, confusion, classes = result.model, result.confusion, result.recipe["classes"]
-    tensors = {key: tensor for key, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
-    tensors |= {TVNET_PREFIX + key: tensor for key, tensor in model.tvnet.state_dict().items()}
     card = WeightCard(
         stream="flow",
         source="trained with tvnet train motion",
@@ -352,10 +357,10 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         },
         tvnet=model.tvnet.options,
     )
+    tensors = tensors_to_keep(model.network, model.tvnet)
     half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
     write_weights(folder / WEIGHTS, half, card, overwrite=True)
-    (folder / "classes.csv").write_text(class_table(confusion, classes), "utf-8")
-    (folder / "confusion.svg").write_text(confusion_picture(confusion, classes), "utf-8")
+    write_confusion(folder, confusion, classes)
 
 
 def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, object]]:
