@@ -444,6 +444,8 @@ class PretrainOptions:
     Attributes
     ----------
     seed : int
+    stream : {"flow", "rgb"}
+        Flow by TVNet, or the middle frame of each clip.
     stages : tuple of Stage
         From small clips, of which many are seen, to the size that features are extracted at.
     learning_rate, flow_learning_rate, weight_decay : float
@@ -452,21 +454,24 @@ class PretrainOptions:
     clip_norm : float
     dropout, label_smoothing : float
     direction_weight : float
-        Of the error of the directions of flow that are read off inception_5b_output.
+        Of the error of the directions of flow that are read off inception_5b_output; the flow stream alone has it.
     flow_weight : float
         Of the flow loss of TVNet, where TVNet is trained.
+    dtype : {"float32", "bfloat16"}
+        What the network computes in while it is trained; its weights, and TVNet, are float32.
     validate_every : int, steps
     held_out : str or tuple of str
         Classes whose names begin so are left out: families to choose recipes by.
     """
 
     seed: int = 0
+    stream: Stream = "flow"
     stages: tuple[Stage, ...] = (
         Stage(steps=600, batch_size=64, size=96),
-        Stage(steps=200, batch_size=48, size=128),
-        Stage(steps=150, batch_size=32, size=160),
-        Stage(steps=180, batch_size=32, size=224),
-        Stage(steps=50, batch_size=32, size=224, train_flow=True),
+        Stage(steps=400, batch_size=48, size=128),
+        Stage(steps=300, batch_size=32, size=160),
+        Stage(steps=1000, batch_size=32, size=224),
+        Stage(steps=80, batch_size=32, size=224, train_flow=True),
     )
     learning_rate: float = 2e-3
     flow_learning_rate: float = 2e-2
@@ -476,6 +481,7 @@ class PretrainOptions:
     label_smoothing: float = 0.1
     direction_weight: float = 0.2
     flow_weight: float = 0.1
+    dtype: DType = "float32"
     validate_every: int = 200
     held_out: tuple[str, ...] = ()
 
@@ -485,6 +491,11 @@ class PretrainOptions:
         with_flow = [stage.train_flow for stage in self.stages]
         if with_flow != sorted(with_flow):  # their flow would depend on when it was computed ahead
             raise ValueError("once TVNet is trained, it is trained to the end: stages with +flow come last")
+        if self.stream == "rgb" and any(with_flow):
+            raise ValueError("the rgb stream has no TVNet to train: leave out stages with +flow")
+        for name, known in (("stream", STREAMS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         _require(self, POSITIVE, "learning_rate flow_learning_rate")
         _require(self, NOT_NEGATIVE, "weight_decay clip_norm direction_weight flow_weight validate_every seed")
         _require(self, SHARE, "dropout label_smoothing")

@@ -324,6 +324,13 @@ _PRETRAIN_OPTIONS = [
         help="Of the clips, and of the network before training.",
     ),
     click.option(
+        "--stream",
+        type=click.Choice(STREAMS),
+        default=PretrainOptions.stream,
+        show_default=True,
+        help="Flow by TVNet, or the middle frame of each clip.",
+    ),
+    click.option(
         "--stage",
         "stages",
         multiple=True,
@@ -382,6 +389,13 @@ _PRETRAIN_OPTIONS = [
         help="Of the flow loss, where TVNet is trained.",
     ),
     click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default=PretrainOptions.dtype,
+        show_default=True,
+        help="What the network computes in; TVNet is float32.",
+    ),
+    click.option(
         "--validate-every",
         type=int,
         default=PretrainOptions.validate_every,
@@ -396,7 +410,7 @@ _PRETRAIN_OPTIONS = [
 @train.command()
 @click.option("-o", "--output", type=PATH, default="motion", show_default=True, help="Folder of all that is written.")
 @with_options(_PRETRAIN_OPTIONS)
-@click.option("--weights", metavar="NAME|FILE", help="Flow weights to begin with.  [default: random numbers]")
+@click.option("--weights", metavar="NAME|FILE", help="Weights of the stream to begin with.  [default: random numbers]")
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
 def motion(

@@ -18,10 +18,10 @@ from tvnet_cli.device import thread_pool, true_float32
 from tvnet_cli.errors import TrainingError, WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
-from tvnet_cli.network.cards import FlowInput, WeightCard
-from tvnet_cli.network.stack import frame_pairs, stack_flow
+from tvnet_cli.network.cards import FlowInput, RGBInput, WeightCard
+from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
 from tvnet_cli.network.weights import load_weights, tensors_to_keep, untrained_model, write_weights
-from tvnet_cli.options import PretrainOptions, Stage
+from tvnet_cli.options import PretrainOptions, Stage, TVNetOptions
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.confusion import accuracy, write_confusion
 from tvnet_cli.training.loop import WEIGHTS, Pace, Report, cosine, fit
@@ -34,12 +34,12 @@ VALIDATION_CLIPS = 4  # of each class
 CHECKPOINT_EVERY = 50  # steps
 PIECE = 4  # clips drawn at once by one thread
 
-# Flow stacks (B, 10, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; and labels (B,).
+# Network inputs (B, 10 or 3, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; and labels (B,).
 Batch = tuple[Tensor, Tensor]
 
 
 class MotionModel(nn.Module):
-    """TVNet, BN-Inception, a classifier of motions, and a head that reads off where which direction moves.
+    """BN-Inception and a classifier of motions; for flow TVNet, and a head that reads off where which direction moves.
 
     Parameters
     ----------
@@ -50,16 +50,19 @@ class MotionModel(nn.Module):
 
     def __init__(self, labels: Sequence[int], options: PretrainOptions) -> None:
         super().__init__()
-        start = untrained_model("flow", options.seed)
-        assert isinstance(start.card.input, FlowInput)
+        start = untrained_model(options.stream, options.seed)
+        assert isinstance(start.card.input, (FlowInput, RGBInput))
         self.input = start.card.input
         self.options = options
-        self.tvnet, self.network = TVNet(), start.network
+        self.tvnet = TVNet() if options.stream == "flow" else None
+        self.network = start.network
         self.network.fc = nn.Linear(1024, len(labels))
-        self.directions = nn.Conv2d(1024, NUM_DIRECTIONS, 1)
+        self.directions = nn.Conv2d(1024, NUM_DIRECTIONS, 1) if options.stream == "flow" else None
         generator = torch.Generator().manual_seed(options.seed)
         with torch.no_grad():
             for head in (self.network.fc, self.directions):
+                if head is None:
+                    continue
                 head.weight.normal_(0, 0.01, generator=generator)
                 assert head.bias is not None
                 head.bias.zero_()
@@ -73,34 +76,51 @@ class MotionModel(nn.Module):
         WeightsError
         """
         start = load_weights(name)
-        if start.card.input != self.input or start.tvnet is None or start.tvnet.options != self.tvnet.options:
-            raise WeightsError(f"{name} is not for flow stacks of TVNet-50 scaled by {self.input.scale}")
+        if start.card.input != self.input:
+            raise WeightsError(f"{name} has another input than {self.input}")
+        if self.tvnet and (start.tvnet is None or start.tvnet.options != self.tvnet.options):
+            raise WeightsError(f"{name} is not for the flow of TVNet-50")
         try:
             self.network.load_state_dict(start.network.state_dict())
-            self.tvnet.load_state_dict(start.tvnet.state_dict())
+            if self.tvnet and start.tvnet:
+                self.tvnet.load_state_dict(start.tvnet.state_dict())
         except RuntimeError as error:
             raise WeightsError(f"{name} is not of these classes: {str(error).splitlines()[-1].strip()}") from error
         return start.card.sha256
 
+    def inputs(self, frames: Tensor) -> Tensor:
+        """Clips (B, 6, 3, H, W), 0..255, as the input of the network, (B, 10 or 3, H, W)."""
+        if isinstance(self.input, RGBInput):
+            return prepare_rgb(frames[:, CLIP_LENGTH // 2].float(), self.input.mean, self.input.order)
+        assert self.tvnet is not None
+        return self.stacks(self.tvnet(*frame_pairs(frames)))
+
     def stacks(self, flow: Tensor) -> Tensor:
         """The flow of the pairs of clips, (B * 5, 2, H, W), pixels, as the input of the network, (B, 10, H, W)."""
+        assert isinstance(self.input, FlowInput)
         return stack_flow(flow, self.input.scale, self.input.clip_pixels, self.input.order, fields=CLIP_LENGTH - 1)
 
-    def losses(self, stacks: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What is minimised, as ``loss``, and its parts."""
         options = self.options
-        layers = self.network.features(stacks.contiguous(memory_format=torch.channels_last))
-        pooled = F.dropout(layers["global_pool"], options.dropout, self.training)
-        assert self.network.fc is not None
-        scores = self.network.fc(pooled)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+            layers = self.network.features(inputs.contiguous(memory_format=torch.channels_last))
+            pooled = F.dropout(layers["global_pool"], options.dropout, self.training)
+            assert self.network.fc is not None
+            scores = self.network.fc(pooled).float()
+            found = self.directions(layers["inception_5b_output"]).float() if self.directions is not None else None
         classification = F.cross_entropy(scores, labels, label_smoothing=options.label_smoothing)
-        found = self.directions(layers["inception_5b_output"])
-        directions = F.mse_loss(found, directions_of_flow(stacks, found.shape[-2:]))
+        parts = {
+            "classification": classification.detach(),
+            "accuracy": (scores.argmax(1) == labels).float().mean(),
+        }
+        if found is None:
+            return {"loss": classification, **parts}
+        directions = F.mse_loss(found, directions_of_flow(inputs, found.shape[-2:]))
         return {
             "loss": classification + options.direction_weight * directions,
-            "classification": classification.detach(),
+            **parts,
             "directions": directions.detach(),
-            "accuracy": (scores.argmax(1) == labels).float().mean(),
         }
 
 
@@ -179,7 +199,7 @@ def train_motion(
         Of the checkpoint and the log.
     options : PretrainOptions
     weights : str, optional
-        Name or file of flow weights to begin with, network and TVNet; else the network begins with random numbers.
+        Name or file of weights to begin with, network and TVNet; else the network begins with random numbers.
     device : torch.device or str
     report : callable
         See ``tvnet_cli.training.loop.fit``.
@@ -222,6 +242,7 @@ def train_motion(
         model.train()
         if not course.at(step)[0].train_flow:
             return model.losses(inputs, known)
+        assert model.tvnet is not None
         first, second = frame_pairs(inputs.float())
         flow = model.tvnet(first, second)
         values = model.losses(model.stacks(flow), known)
@@ -229,7 +250,7 @@ def train_motion(
         return {**values, "loss": values["loss"] + options.flow_weight * unsupervised, "flow": unsupervised.detach()}
 
     def validate() -> dict[str, float]:
-        scores, known = _seen(model, labels, pool, lambda network, stacks: network(stacks))
+        scores, known = _seen(model, labels, pool, lambda network, inputs: network(inputs))
         counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
         counts.index_put_((known, scores.argmax(1)), torch.ones_like(known), accumulate=True)
         confusions.append(counts.numpy())
@@ -291,15 +312,15 @@ def _drawn(
     pool: Executor,
     as_frames: bool = False,
 ) -> Batch:
-    """The clips of these numbers and classes, on the device of the model, as flow unless that is to be trained."""
-    device = model.directions.weight.device
+    """The clips of these numbers and classes, on the device of the model, as its input unless flow is to be trained."""
+    device = next(model.parameters()).device
 
     @torch.no_grad()
     def piece(numbers: range) -> Batch:
         clips = [motion_clip(seed, number, size, labels=labels) for number in numbers]
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).to(device).movedim(-1, -3)
         known = torch.tensor([labels.index(clip.label) for clip in clips], device=device)
-        return frames if as_frames else model.stacks(model.tvnet(*frame_pairs(frames))), known
+        return frames if as_frames else model.inputs(frames), known
 
     pieces = [numbers[start : start + PIECE] for start in range(0, len(numbers), PIECE)]
     inputs, known = zip(*pool.map(piece, pieces), strict=True)
@@ -316,15 +337,15 @@ def _seen(
     said, known = [], []
     for first in range(0, len(clips), 8 * PIECE):
         numbers = clips[first : first + 8 * PIECE]
-        stacks, classes = _drawn(model, numbers, options.seed + 1, options.stages[-1].size, labels, pool)
-        said.append(look(model.network, stacks.contiguous(memory_format=torch.channels_last)).cpu())
+        inputs, classes = _drawn(model, numbers, options.seed + 1, options.stages[-1].size, labels, pool)
+        said.append(look(model.network, inputs.contiguous(memory_format=torch.channels_last)).cpu())
         known.append(classes.cpu())
     return torch.cat(said), torch.cat(known)
 
 
 def _nearest_neighbours_alike(model: MotionModel, labels: Sequence[int], pool: Executor) -> float:
     """Share of clips whose nearest neighbour is of their class, by the cosine of inception_5b_output."""
-    maps, known = _seen(model, labels, pool, lambda net, stacks: net.features(stacks)["inception_5b_output"].flatten(1))
+    maps, known = _seen(model, labels, pool, lambda net, inputs: net.features(inputs)["inception_5b_output"].flatten(1))
     unit = F.normalize(maps)
     nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
     return float((known[nearest] == known).float().mean())
@@ -340,7 +361,7 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
     """
     model, confusion, classes = result.model, result.confusion, result.recipe["classes"]
     card = WeightCard(
-        stream="flow",
+        stream=model.options.stream,
         source="trained with tvnet train motion",
         licence="MIT",
         training_data="drawn motion (tvnet_cli/training/motion.py): no film, no picture, nothing but a seed",
@@ -353,9 +374,9 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
             "stages": [str(stage) for stage in model.options.stages],
             "held_out": list(model.options.held_out),
             "classes": classes,
-            **software(model.tvnet.u0.device),
+            **software(next(model.parameters()).device),
         },
-        tvnet=model.tvnet.options,
+        tvnet=model.tvnet.options if model.tvnet else TVNetOptions(),
     )
     tensors = tensors_to_keep(model.network, model.tvnet)
     half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
@@ -367,8 +388,10 @@ def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, obje
     """Matrices with weight decay, vectors without, the solver at its own pace."""
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and not name.startswith("tvnet.")]
     vectors = [p for name, p in model.named_parameters() if p.dim() <= 1]
-    return [
+    groups: list[dict[str, object]] = [
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
-        {"params": list(model.tvnet.parameters()), "weight_decay": 0.0, "lr": options.flow_learning_rate},
     ]
+    if model.tvnet:
+        groups.append({"params": list(model.tvnet.parameters()), "weight_decay": 0.0, "lr": options.flow_learning_rate})
+    return groups
