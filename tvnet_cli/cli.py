@@ -10,6 +10,7 @@ from tvnet_cli.commands.bench import bench
 from tvnet_cli.commands.features import features
 from tvnet_cli.commands.flow import flow
 from tvnet_cli.commands.train import train
+from tvnet_cli.commands.visualize import visualize
 from tvnet_cli.commands.weights import weights
 
 
@@ -19,5 +20,5 @@ def main() -> None:
     """Motion features and optical flow from videos, with TVNet."""
 
 
-for command in (features, flow, aslan_eval, train, weights, bench):
+for command in (features, flow, aslan_eval, train, visualize, weights, bench):
     main.add_command(command)
