@@ -23,9 +23,10 @@ from sklearn.svm import SVC, LinearSVC
 
 from tvnet_cli.aslan.evaluate import evaluate, pairs_with_features, roc_points, scale
 from tvnet_cli.aslan.evaluate import pair_numbers as numbers_of
-from tvnet_cli.aslan.features import FileFeatures, Source
+from tvnet_cli.aslan.features import FileFeatures
 from tvnet_cli.aslan.pairs import PairSplits, read_pairs
 from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.features.table import Source
 from tvnet_cli.options import EvalOptions
 
 ROWS = pair_numbers()
@@ -277,7 +278,7 @@ def test_memory_does_not_grow_with_the_length_of_the_features(tmp_path):
         "import sys, resource; from pathlib import Path\n"
         "from tvnet_cli.aslan.evaluate import *; from tvnet_cli.aslan.features import *\n"
         "from tvnet_cli.aslan.pairs import read_pairs\n"
-        "from tvnet_cli.aslan import features; features.BLOCK_BYTES = 2**24\n"
+        "from tvnet_cli.features import table; table.BLOCK_BYTES = 2**24\n"
         "pairs = read_pairs(Path('p.csv'))\n"
         "with open_features([Path('f.h5')], pairs, [sys.argv[1]]) as types: pair_numbers(types, pairs, EvalOptions())\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

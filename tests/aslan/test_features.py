@@ -8,10 +8,10 @@ import pytest
 import scipy.io
 from pair_files import class_features, pair_numbers, sample_ids, write_csv, write_features
 
-from tvnet_cli.aslan import features as module
 from tvnet_cli.aslan.features import VideoFinder, open_features
 from tvnet_cli.aslan.pairs import read_pairs
 from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.features import table as module
 
 ROWS = pair_numbers()
 VALUES = class_features(180, 12)

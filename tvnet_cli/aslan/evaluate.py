@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -19,10 +20,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_curve
 from sklearn.svm import SVC, LinearSVC
 
-from tvnet_cli.aslan.features import FeatureType, VideoTable
+from tvnet_cli.aslan.features import FeatureType
 from tvnet_cli.aslan.pairs import PairSplits, some
 from tvnet_cli.aslan.similarity import PairSums, norms_and_totals, one_shot_similarity
 from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.features.table import VideoTable
 from tvnet_cli.options import DEFAULT_JOBS, EvalOptions
 
 Floats = NDArray[np.float64]
@@ -209,7 +211,8 @@ def pair_numbers(
                 by_fold.append(measures[:, np.array(wanted) - 1])
             else:
                 served = [fold] if features.by_split else pairs.tested
-                by_fold += _one_shot(_gram(table, report), pairs, first, second, served, report)
+                products = table.inner_products(partial(report.values, table))
+                by_fold += _one_shot(products, pairs, first, second, served, report)
         values.append(np.stack(by_fold))
     folds = max(len(one) for one in values)
     joined = np.concatenate([np.broadcast_to(one, (folds, *one.shape[1:])) for one in values], axis=2)
@@ -357,13 +360,13 @@ def _measures(
         negative = _check(table, places, features, clip)
         clipped += negative
         norms[places], totals[places] = norms_and_totals(np.maximum(features, 0) if negative else features)
-        report.values(features.size, table)
+        report.values(table, features.size)
     if clipped and notes is not None:
         notes.append(f"{table.name}: negative values of {clipped} videos count as 0")
     sums = PairSums(norms, totals, first, second, eps=options.eps, jobs=jobs)
     for block in table.columns():
         sums.add(np.maximum(block, 0) if clipped else block)
-        report.values(block.size, table)
+        report.values(table, block.size)
     return sums.measures()
 
 
@@ -371,7 +374,7 @@ def _check(table: VideoTable, places: NDArray[np.int64], features: NDArray[np.fl
     """Refuse features that no measure is defined for; how many videos have negative ones, where those are allowed."""
     wrong = ~np.isfinite(features).all(axis=1)
     if wrong.any():
-        raise _no_numbers(table, int(places[wrong][0]))
+        raise table.no_numbers(int(places[wrong][0]))
     least = features.min(axis=1)
     if not clip and (least < 0).any():
         video, value = table.videos[places[least < 0][0]], least[least < 0][0]
@@ -380,24 +383,6 @@ def _check(table: VideoTable, places: NDArray[np.int64], features: NDArray[np.fl
             "features that are not negative (such as prob, not logits), or --negatives clip to count them as 0"
         )
     return int((least < 0).sum())
-
-
-def _no_numbers(table: VideoTable, place: int) -> FeatureFileError:
-    return FeatureFileError(
-        f"{table.name} of the video {table.videos[place]} has NaN or infinite values: extract it again"
-    )
-
-
-def _gram(table: VideoTable, report: _Steps) -> Floats:
-    """Inner products of the features of all videos, (V, V)."""
-    gram = np.zeros((len(table.videos), len(table.videos)))
-    for block in table.columns():
-        if not np.isfinite(block).all():
-            raise _no_numbers(table, int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0]))
-        wide = block.astype(np.float64)
-        gram += wide @ wide.T
-        report.values(block.size, table)
-    return gram
 
 
 def _one_shot(
@@ -439,7 +424,7 @@ class _Steps:
     def __init__(self, progress: Progress, name: str) -> None:
         self.progress, self.name, self.done = progress, name, 0
 
-    def values(self, count: int, table: VideoTable) -> None:
+    def values(self, table: VideoTable, count: int) -> None:
         """So many more values were read, once out of twice."""
         self.done += count
         self.progress(self.name, self.done, 2 * len(table.videos) * table.num_values)

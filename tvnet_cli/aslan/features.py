@@ -12,7 +12,6 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,21 +23,18 @@ from numpy.typing import NDArray
 from tvnet_cli.aslan.matlab import matlab_shapes, read_matlab
 from tvnet_cli.aslan.pairs import PairSplits, sample_id
 from tvnet_cli.errors import DatasetError, FeatureFileError
-from tvnet_cli.features.store import FORMAT, FORMAT_VERSION
-
-# The order of the paper's supplement; other types follow in the order of their files.
-KNOWN_ORDER = (
-    "flow/global_pool",
-    "flow/inception_5b_output",
-    "flow/inception_5a_output",
-    "flow/inception_4e_output",
-    "rgb/global_pool",
+from tvnet_cli.features.table import (
+    Source,
+    VideoTable,
+    checked_source,
+    choose_layers,
+    read_layers,
+    readable,
+    rows_at_once,
+    times,
 )
-STREAM_GROUPS = ("flow", "rgb")
+
 ID_LISTS = ("video_id.txt", "video_id.npy", "ids.txt", "ids.npy")
-# Read at once. Columns of a table lie apart in the file, so that pieces should be long: here some 30 kB a video.
-BLOCK_BYTES = 128 * 2**20
-VALUE_BYTES = 4  # mostly: float32
 STIP_MATRIX = re.compile(r"STIP_(\w+)_pairs_mat")
 T = TypeVar("T")
 FOUR_DIGITS = re.compile(r"(?<!\d)\d{4}$")
@@ -72,90 +68,6 @@ class FeatureType(Protocol):
 
     def tables(self, videos: Sequence[str], tested: Sequence[int]) -> Iterator[VideoTable]:
         """One table for all splits, or one for each tested split."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows of one feature type in one file.
-
-    Attributes
-    ----------
-    file : str
-        What the user gave, for messages.
-    path : Path
-        An HDF5 file, or an .npy file.
-    dataset : str
-        In the HDF5 file; empty for .npy.
-    ids : tuple of str
-        Of the rows.
-    shape : tuple of int, (N, ...)
-        Rows of more than one axis are flattened.
-    """
-
-    file: str
-    path: Path
-    dataset: str
-    ids: tuple[str, ...] = field(repr=False)
-    shape: tuple[int, ...]
-
-    def read(self, rows: slice, columns: slice) -> NDArray[Any]:
-        """A block of rows, and of positions on the first axis of a row; (n, values)."""
-        if self.dataset:
-            with h5py.File(self.path, "r") as file:
-                block = file[self.dataset][rows, columns]
-        else:
-            # Mapped anew for each block, so that pages that were read do not stay in the process.
-            block = np.array(np.load(self.path, mmap_mode="r")[rows, columns])
-        return block.reshape(len(block), -1)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class VideoTable:
-    """The features of the videos that are wanted, in their order.
-
-    Attributes
-    ----------
-    name : str
-        The feature type.
-    videos : tuple of str, V
-    parts : tuple of (Source, rows, places)
-        Rows of a source, rising, and where in the table they stand.
-    """
-
-    name: str
-    videos: tuple[str, ...] = field(repr=False)
-    parts: tuple[tuple[Source, NDArray[np.int64], NDArray[np.int64]], ...] = field(repr=False)
-
-    @property
-    def num_values(self) -> int:
-        """Length D of a feature vector."""
-        return int(np.prod(self.parts[0][0].shape[1:]))
-
-    def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """All features, some videos at a time: their places in the table, and (n, D) float."""
-        for source, rows, places in self.parts:
-            step = max(1, BLOCK_BYTES // (VALUE_BYTES * self.num_values))
-            for start in range(int(rows[0]), int(rows[-1]) + 1, step):
-                inside = (rows >= start) & (rows < start + step)
-                if inside.any():
-                    yield places[inside], source.read(slice(start, start + step), slice(None))[rows[inside] - start]
-
-    def columns(self) -> Iterator[NDArray[np.floating]]:
-        """All features, some coordinates of all videos at a time: (V, W), float32 if all sources are, else float64."""
-        shape = self.parts[0][0].shape
-        inner = int(np.prod(shape[2:]))
-        most_rows = max(int(rows[-1] - rows[0]) + 1 for _, rows, _ in self.parts)
-        step = max(1, BLOCK_BYTES // (VALUE_BYTES * inner * most_rows))
-        for start in range(0, shape[1], step):
-            blocks = [
-                source.read(slice(int(rows[0]), int(rows[-1]) + 1), slice(start, start + step))[rows - rows[0]]
-                for source, rows, _ in self.parts
-            ]
-            kind = np.float32 if all(values.dtype == np.float32 for values in blocks) else np.float64
-            block = np.empty((len(self.videos), blocks[0].shape[1]), kind)
-            for values, (_, _, places) in zip(blocks, self.parts, strict=True):
-                block[places] = values
-            yield block
 
 
 class VideoFinder(Generic[T]):
@@ -236,8 +148,8 @@ class FileFeatures:
         for source in sources[1:]:
             if source.shape[1:] != first.shape[1:]:
                 raise FeatureFileError(
-                    f"{name} has rows of {_times(first.shape[1:])} in {first.file} "
-                    f"and of {_times(source.shape[1:])} in {source.file}"
+                    f"{name} has rows of {times(first.shape[1:])} in {first.file} "
+                    f"and of {times(source.shape[1:])} in {source.file}"
                 )
         rows = [(name, (number, row)) for number, source in enumerate(sources) for row, name in enumerate(source.ids)]
         self.files = list(dict.fromkeys(source.file for source in sources))
@@ -282,7 +194,7 @@ class StipFeatures:
         self.path, self.variable, self.pairs, self.staging = path, variable, pairs, staging
         if tuple(shape[i] for i in (0, 2, 3)) != (len(pairs), 2, len(pairs.split_names)):
             raise FeatureFileError(
-                f"{path}: {variable} is {_times(shape)}, for {len(pairs)} pairs in {len(pairs.split_names)} splits it "
+                f"{path}: {variable} is {times(shape)}, for {len(pairs)} pairs in {len(pairs.split_names)} splits it "
                 f"should be {len(pairs)} x D x 2 x {len(pairs.split_names)}: it belongs to other pairs"
             )
         self.num_values, self.files = shape[1], [str(path)]
@@ -329,7 +241,7 @@ class StipFeatures:
             return
         with h5py.File(self.path, "r") as file:
             matrix = file[self.variable]  # (splits, 2, D, pairs): the axes of HDF5 are the other way round
-            step = max(BLOCK_BYTES // (2 * VALUE_BYTES * self.num_values), (matrix.chunks or (1,))[-1])
+            step = max(rows_at_once(2 * self.num_values), (matrix.chunks or (1,))[-1])
             for start in range(0, len(self.pairs), step):
                 yield start, matrix[split, :, :, start : start + step].T
 
@@ -383,15 +295,7 @@ def open_features(paths: Sequence[Path], pairs: PairSplits, names: Sequence[str]
             for name, source in _sources(path, place):
                 sources[name].append(source)
         types: dict[str, FeatureType] = {name: FileFeatures(name, several) for name, several in sources.items()}
-        yield _chosen(types | stip, names)
-
-
-def _chosen(types: dict[str, FeatureType], names: Sequence[str]) -> list[FeatureType]:
-    unknown = [name for name in names if name not in types]
-    if unknown:
-        raise FeatureFileError(f"no features are called {unknown[0]}; there are {', '.join(types)}")
-    known = [name for name in KNOWN_ORDER if name in types]
-    return [types[name] for name in names or [*known, *(name for name in types if name not in KNOWN_ORDER)]]
+        yield choose_layers(types | stip, names)
 
 
 def _stip_matrices(path: Path) -> dict[str, tuple[int, ...]]:
@@ -403,31 +307,17 @@ def _stip_matrices(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _sources(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
     """The feature types of a file or folder."""
-    try:
+    with readable(path):
         if path.is_dir():
             yield from _from_folder(path, staging)
         elif h5py.is_hdf5(path):
-            yield from _from_hdf5(path)
+            yield from read_layers(path).items()
         elif zipfile.is_zipfile(path):
             yield from _from_npz(path, staging)
         elif path.suffix.lower() == ".npy":
             yield from _from_npy(path, _id_list(path.parent))
         else:
             raise FeatureFileError(f"{path} is no feature file: expected {UNKNOWN_FILE}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise FeatureFileError(f"{path} is not a readable feature file: {reason}") from error
-
-
-def _from_hdf5(path: Path) -> Iterator[tuple[str, Source]]:
-    with h5py.File(path, "r") as file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
-            raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features, format {FORMAT_VERSION}")
-        ids = tuple(file["video_id"].asstr()[:])
-        for group in STREAM_GROUPS:
-            for layer in file.get(group, {}):
-                name = f"{group}/{layer}"
-                yield name, _source(name, path, path, name, ids, file[name].shape)
 
 
 def _from_npz(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
@@ -442,11 +332,11 @@ def _from_npz(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
                 flat = staging / f"{len(list(staging.iterdir()))}.npy"
                 with archive.open(member) as packed, flat.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
-                yield name, _source(name, path, flat, "", ids, _npy_shape(flat))
+                yield name, checked_source(name, path, flat, "", ids, _npy_shape(flat))
 
 
 def _from_npy(path: Path, ids: tuple[str, ...]) -> Iterator[tuple[str, Source]]:
-    yield path.stem, _source(path.stem, path, path, "", ids, _npy_shape(path))
+    yield path.stem, checked_source(path.stem, path, path, "", ids, _npy_shape(path))
 
 
 def _from_folder(folder: Path, staging: Path) -> Iterator[tuple[str, Source]]:
@@ -481,7 +371,7 @@ def _lay_out_files(folder: Path, files: Sequence[Path], staging: Path) -> Iterat
             table[row] = vector
     for name, (flat, table) in tables.items():
         table.flush()
-        yield name, _source(name, folder, flat, "", ids, table.shape)
+        yield name, checked_source(name, folder, flat, "", ids, table.shape)
 
 
 def _vectors_of_a_video(path: Path, name: str) -> dict[str, NDArray[Any]]:
@@ -499,12 +389,6 @@ def _vectors_of_a_video(path: Path, name: str) -> dict[str, NDArray[Any]]:
             array = mean / (np.linalg.norm(mean) or 1.0)
         vectors[key] = array
     return vectors
-
-
-def _source(name: str, file: Path, path: Path, dataset: str, ids: tuple[str, ...], shape: tuple[int, ...]) -> Source:
-    if len(shape) < 2 or shape[0] != len(ids) or not all(shape):
-        raise FeatureFileError(f"{file}: {name} is {_times(shape)}, for {len(ids)} videos it should be {len(ids)} x D")
-    return Source(str(file), path, dataset, ids, tuple(shape))
 
 
 def _npy_shape(path: Path) -> tuple[int, ...]:
@@ -526,7 +410,3 @@ def _id_list(folder: Path) -> tuple[str, ...]:
 
 def _as_ids(array: NDArray[Any]) -> tuple[str, ...]:
     return tuple(one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel().tolist())
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -8,12 +8,10 @@ import platform
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import av
 import h5py
 import numba
 import numpy as np
@@ -28,8 +26,8 @@ from tvnet_cli.aslan.pairs import PairSplits
 from tvnet_cli.aslan.similarity import MEASURES
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.options import EvalOptions
-from tvnet_cli.video.decode import read_clips
 from tvnet_cli.video.files import find_videos
+from tvnet_cli.video.thumbnails import thumbnail
 
 # Table 1 of the supplement to Fan et al., End-to-End Learning of Motion Representation for Video Understanding, CVPR
 # 2018: method, model, accuracy and AUC in percent.
@@ -44,7 +42,6 @@ PUBLISHED = (
     ("TVNet", "linear", 79.2, 84.3),
 )
 PAIRS_SHOWN = 4  # of each kind, on the page
-FRAME_SIDE = 160  # pixels, of a picture on the page
 ROC_SIDE, ROC_MARGIN = 320, 46  # pixels, of the plot and around it
 
 
@@ -206,10 +203,9 @@ class MiddleFrames:
         if path is None:
             return "no such film"
         try:
-            clips = read_clips(path, 1, 1, short_side=FRAME_SIDE, crop_size=FRAME_SIDE)
+            return thumbnail(path)
         except VideoReadError as error:
             return str(error)
-        return _jpeg(clips.frames[0, 0])
 
 
 def roc_picture(true_positives: NDArray[np.float64], false_positives: NDArray[np.float64], auc: float) -> str:
@@ -293,15 +289,6 @@ def _picture(name: str, found: bytes | str) -> str:
     if isinstance(found, str):
         return f"<span class='empty'>{escape(found)}</span>"
     return f"<img alt='middle frame of {escape(name)}' src='data:image/jpeg;base64,{b64encode(found).decode()}'>"
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """An RGB picture (H, W, 3) as JPEG."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.height, encoder.width = picture.shape[:2]
-    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame.reformat(format="yuvj420p")), *encoder.encode()])
 
 
 def _html_table(name: str, title: str, rows: Sequence[Sequence[str]]) -> str:
