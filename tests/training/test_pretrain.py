@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tvnet_cli.errors import TrainingError, WeightsError
-from tvnet_cli.network.weights import load_weights
+from tvnet_cli.network.weights import load_models, load_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.training import pretrain
 from tvnet_cli.training.pretrain import (
@@ -109,6 +109,45 @@ def test_a_training_can_begin_with_weights_of_its_classes_alone(trained, tmp_pat
         train_motion(tmp_path / "other", dataclasses.replace(slow, held_out=("figure",)), weights=start)
 
 
+def test_a_network_of_single_frames_learns_and_its_weights_serve(tmp_path):
+    options = dataclasses.replace(FEW, stages=FEW.stages[:1], stream="rgb")
+    result = train_motion(tmp_path, options)
+    start = MotionModel(range(21), options)
+    before, after = start.state_dict(), result.model.state_dict()
+    unchanged = [name for name, _ in start.named_parameters() if torch.equal(before[name], after[name])]
+    assert not [name for name in unchanged if not name.endswith("bias")]
+    assert not [name for name in after if name.startswith(("tvnet.", "directions."))]
+    write_motion_result(tmp_path, result)
+    model = load_models((str(tmp_path / "weights.safetensors"),), ("rgb",))["rgb"]
+    assert model.tvnet is None
+    assert model.card.training["stream"] == "rgb"
+    # The middle frame is what it sees, in the order and less the mean that the card tells.
+    frames = torch.randint(0, 256, (2, 6, 3, 96, 96), dtype=torch.uint8)
+    seen = result.model.inputs(frames)
+    assert seen.shape == (2, 3, 96, 96)
+    blue = frames[:, 3, 2].float() - model.card.input.mean[0]
+    assert model.card.input.order == "BGR"
+    torch.testing.assert_close(seen[:, 0], blue)
+
+
+def test_bfloat16_rounds_the_network_and_nothing_else(trained, tmp_path):
+    model, clips = trained[1].model, torch.randint(0, 256, (4, 6, 3, 96, 96), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 3])
+    values = {}
+    for dtype in ("float32", "bfloat16"):
+        model.options = dataclasses.replace(FEW, dtype=dtype)
+        with torch.no_grad():
+            values[dtype] = model.losses(model.inputs(clips), labels)["loss"]
+    model.options = FEW
+    assert values["bfloat16"].dtype == torch.float32
+    assert values["bfloat16"] != values["float32"]
+    torch.testing.assert_close(values["bfloat16"], values["float32"], rtol=0.03, atol=0)
+    with pytest.raises(TrainingError, match="dtype was"):
+        few = dataclasses.replace(FEW, stages=FEW.stages[:1])
+        train_motion(tmp_path, few)
+        train_motion(tmp_path, dataclasses.replace(few, dtype="bfloat16"))
+
+
 def test_held_out_classes_are_told_apart_by_their_features_alone(trained):
     rows = (trained[0] / "log.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
@@ -124,6 +163,10 @@ def test_recipes_that_cannot_be_are_refused():
         Stage(steps=1, batch_size=1, size=120)
     with pytest.raises(ValueError, match="learning_rate must be a positive number"):
         PretrainOptions(learning_rate=0.0)
+    with pytest.raises(ValueError, match="rgb stream has no TVNet"):
+        PretrainOptions(stages=(flow,), stream="rgb")
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16"):
+        PretrainOptions(dtype="float16")
 
 
 def test_no_classes_left_is_said(tmp_path):
