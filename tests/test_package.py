@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "tvnet_cli"
 FLOORS = [
     {"cli", "__main__"},
     {"commands"},
-    {"progress"},
+    {"progress", "doctor"},
     {"bench"},
     {"features", "aslan", "training"},
     {"network"},

@@ -25,7 +25,14 @@ from tvnet_cli.network.cards import (
     read_card,
     weights_folder,
 )
-from tvnet_cli.network.weights import load_models, load_tvnet, load_weights, untrained_model, write_weights
+from tvnet_cli.network.weights import (
+    check_weights,
+    load_models,
+    load_tvnet,
+    load_weights,
+    untrained_model,
+    write_weights,
+)
 from tvnet_cli.options import DEFAULT_WEIGHTS, TVNetOptions
 
 FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
@@ -287,6 +294,7 @@ def test_a_tvnet_alone_goes_round_and_is_no_network_of_features(tmp_path):
     torch.nn.init.normal_(net.gradient_kernels)
     path = tmp_path / "mine.safetensors"
     card = write_weights(path, *tvnet_alone(net))
+    assert check_weights(path) == card
     assert read_card(path.with_suffix(".toml")) == card
     assert "[input]" not in path.with_suffix(".toml").read_text()
     loaded, sha256 = load_tvnet(str(path), TVNetOptions())

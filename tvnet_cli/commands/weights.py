@@ -159,13 +159,13 @@ def verify_weights(names: tuple[str, ...], quiet: bool, verbose: int) -> None:
 
     Without a NAME all that are here. Exit code 1 if one is not as it should be.
     """
-    from tvnet_cli.network.cards import known_weights
-    from tvnet_cli.network.weights import load_weights
+    from tvnet_cli.network.cards import find_weights, known_weights
+    from tvnet_cli.network.weights import check_weights
 
     bad = 0
     for name in names or known_weights():
         try:
-            card = load_weights(name).card
+            card = check_weights(find_weights(name))
         except TVNetError as error:
             bad += 1
             click.echo(f"bad   {name}: {error}", err=True)

@@ -142,6 +142,18 @@ def load_weights(name: str) -> StreamModel:
     return _load_file(find_weights(name), name)
 
 
+def check_weights(path: Path) -> WeightCard:
+    """Check a weight file, of a network or of a TVNet alone: its hash, its card and every tensor.
+
+    Raises
+    ------
+    WeightsError
+    """
+    card, tensors = _read(path)
+    _build(tensors, card, path)
+    return card
+
+
 def _load_file(path: Path, name: str) -> StreamModel:
     card, tensors = _read(path)
     network, tvnet = _build(tensors, card, path)
