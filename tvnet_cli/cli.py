@@ -7,6 +7,7 @@ import click
 from tvnet_cli import __version__
 from tvnet_cli.commands.aslan_eval import aslan_eval
 from tvnet_cli.commands.bench import bench
+from tvnet_cli.commands.completion import completion
 from tvnet_cli.commands.doctor import doctor
 from tvnet_cli.commands.features import features
 from tvnet_cli.commands.flow import flow
@@ -21,5 +22,5 @@ def main() -> None:
     """Motion features and optical flow from videos, with TVNet."""
 
 
-for command in (features, flow, aslan_eval, train, visualize, weights, bench, doctor):
+for command in (features, flow, aslan_eval, train, visualize, weights, bench, doctor, completion):
     main.add_command(command)

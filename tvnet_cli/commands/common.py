@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from tvnet_cli.errors import OutputError, TVNetError
 
 PATH = click.Path(path_type=Path)
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -48,6 +50,37 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
         return command
 
     return decorate
+
+
+def complete(*words: str) -> Completer:
+    """What a shell offers for a value: those of the words that begin as it does, else files."""
+    return lambda context, parameter, begun: _that_begin(words, begun)
+
+
+def complete_weights(*more: str, here: bool = True, published: bool = False) -> Completer:
+    """The same with the names of the weights that are here, and of published ones."""
+
+    def names(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        from tvnet_cli.network.cards import known_weights
+        from tvnet_cli.network.registry import PUBLISHED
+
+        words = [*(known_weights() if here else ()), *(PUBLISHED if published else ()), *more]
+        return _that_begin(dict.fromkeys(words), begun)
+
+    return names
+
+
+def _that_begin(words: Iterable[str], begun: str) -> list[CompletionItem]:
+    return [CompletionItem(word) for word in words if word.startswith(begun)] or [CompletionItem(begun, type="file")]
+
+
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu or cuda[:i].",
+    shell_complete=complete("auto", "cpu", "cuda"),
+)
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import FAILED, INTERRUPTED, PATH, with_clear_errors
+from tvnet_cli.commands.common import (
+    DEVICE,
+    FAILED,
+    INTERRUPTED,
+    PATH,
+    complete,
+    complete_weights,
+    with_clear_errors,
+)
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
     DTYPES,
@@ -29,9 +37,18 @@ from tvnet_cli.video.files import find_videos
 @click.option("--from-file", type=click.File("rb"), help="Also read paths from this list, one a line; - is stdin.")
 @click.option("-o", "--output", type=PATH, default="features.h5", show_default=True, help="The HDF5 feature file.")
 @click.option(
-    "--weights", multiple=True, help="A name in tvnet weights list, a .safetensors file, or 'untrained'; one a stream."
+    "--weights",
+    multiple=True,
+    help="A name in tvnet weights list, a .safetensors file, or 'untrained'; one a stream.",
+    shell_complete=complete_weights("untrained"),
 )
-@click.option("--streams", default=",".join(ExtractOptions.streams), show_default=True, help="flow, rgb or flow,rgb.")
+@click.option(
+    "--streams",
+    default=",".join(ExtractOptions.streams),
+    show_default=True,
+    help="flow, rgb or flow,rgb.",
+    shell_complete=complete(*STREAMS, ",".join(STREAMS)),
+)
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -39,7 +56,7 @@ from tvnet_cli.video.files import find_videos
     show_default=True,
     help="What the networks compute in; bfloat16 is for machines with instructions for it.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@DEVICE
 @click.option(
     "--batch-size",
     type=click.IntRange(1),

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors, with_options
+from tvnet_cli.commands.common import DEVICE, INTERRUPTED, PATH, complete_weights, with_clear_errors, with_options
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -63,7 +63,9 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Schedule of TV-L1.  [default: {DEFAULT_PRESET}]")
 @with_options(SOLVER_OPTIONS)
 @click.option(
-    "--weights", help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file."
+    "--weights",
+    help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file.",
+    shell_complete=complete_weights(),
 )
 @click.option("--start", type=float, metavar="SECONDS", help="Begin at this time.")
 @click.option("--end", type=float, metavar="SECONDS", help="Stop before this time.")
@@ -77,7 +79,7 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
 @click.option("--half", is_flag=True, help="Flow as float16 in .h5 and .npz.")
 @click.option("--max-flow", type=click.FloatRange(0, min_open=True), metavar="PIXELS", help="Length in full colour.")
 @click.option("--truth", type=PATH, help="True flow, .flo or KITTI .png, or a folder of them: print the error.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i].")
+@DEVICE
 @click.option(
     "--batch-size",
     type=click.IntRange(1),

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import INTERRUPTED, PATH, with_clear_errors, with_options
+from tvnet_cli.commands.common import DEVICE, INTERRUPTED, PATH, complete_weights, with_clear_errors, with_options
 from tvnet_cli.commands.flow import SOLVER_OPTIONS, read_schedule
 from tvnet_cli.options import (
     ACTION_PRESETS,
@@ -28,7 +28,7 @@ from tvnet_cli.options import (
 )
 
 _RUN_OPTIONS = [
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:i]."),
+    DEVICE,
     click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds."),
     click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
@@ -109,7 +109,11 @@ _ACTION_OPTIONS = [
     help="Of each class, where DATA does not say.",
 )
 @click.option("--preset", type=click.Choice(list(ACTION_PRESETS)), help="Whose numbers.  [default: of the stream]")
-@click.option("--weights", help="Weights to begin with; those of an RGB network serve flow too.")
+@click.option(
+    "--weights",
+    help="Weights to begin with; those of an RGB network serve flow too.",
+    shell_complete=complete_weights(),
+)
 @click.option("--tvnet", "schedule", type=click.Choice(list(PRESETS)), help=f"Solver.  [default: {DEFAULT_PRESET}]")
 @click.option("--freeze-tvnet", is_flag=True, help="Leave TVNet as it is.")
 @with_options(_ACTION_OPTIONS)
@@ -410,7 +414,12 @@ _PRETRAIN_OPTIONS = [
 @train.command()
 @click.option("-o", "--output", type=PATH, default="motion", show_default=True, help="Folder of all that is written.")
 @with_options(_PRETRAIN_OPTIONS)
-@click.option("--weights", metavar="NAME|FILE", help="Weights of the stream to begin with.  [default: random numbers]")
+@click.option(
+    "--weights",
+    metavar="NAME|FILE",
+    help="Weights of the stream to begin with.  [default: random numbers]",
+    shell_complete=complete_weights(),
+)
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
 def motion(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import FAILED, PATH, with_clear_errors, with_options
+from tvnet_cli.commands.common import FAILED, PATH, complete_weights, with_clear_errors, with_options
 from tvnet_cli.errors import TVNetError, WeightsError
 from tvnet_cli.options import (
     BN_STATISTICS,
@@ -71,7 +71,7 @@ def list_weights(as_json: bool, verbose: int) -> None:
 
 
 @weights.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_weights(published=True))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @_VERBOSE
 @with_clear_errors
@@ -108,7 +108,7 @@ def import_weights(file: Path, name: str, overwrite: bool, quiet: bool, verbose:
 
 
 @weights.command("fetch")
-@click.argument("published", metavar="NAME")
+@click.argument("published", metavar="NAME", shell_complete=complete_weights(here=False, published=True))
 @click.option("--url", "mirrors", multiple=True, help="A mirror to try first; repeatable.")
 @click.option("--trust", is_flag=True, help="Also take a file whose full sha256 is not known.")
 @click.option("--offline", is_flag=True, help="Download nothing; TVNET_OFFLINE=1 says the same.")
@@ -150,7 +150,7 @@ def fetch_weights(
 
 
 @weights.command("verify")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_weights())
 @_QUIET
 @_VERBOSE
 @with_clear_errors
@@ -177,7 +177,7 @@ def verify_weights(names: tuple[str, ...], quiet: bool, verbose: int) -> None:
 
 
 @weights.command("path")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_weights())
 @_VERBOSE
 @with_clear_errors
 def weights_path(name: str | None, verbose: int) -> None:
