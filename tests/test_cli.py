@@ -252,3 +252,33 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(films, tmp_path):
     with h5py.File(tmp_path / "f.h5") as file:
         assert done in file["video_id"].asstr()[:].tolist()
         assert len(file["video_id"]) < 10
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_log_file_tells_of_each_run_and_each_video(films, tmp_path):
+    (films / "broken.mp4").write_text("no film")
+    path = tmp_path / "log.jsonl"
+    arguments = (films, "-o", tmp_path / "f.h5", "-q", "--json", "--log-file", path)
+    said = [json.loads(line) for line in features(*arguments).stdout.splitlines()]
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one["event"] for one in found] == ["started", "video", "video", "video", "ended"]
+    assert found[0]["videos"] == 3
+    assert found[0]["recipe"]["weights"]["flow"]["name"] == "untrained"
+    assert found[0]["device"]
+    for one, summary in zip(found[1:-1], said, strict=True):
+        assert summary.items() <= one.items()
+    assert found[-1]["counts"] == {"done": 2, "failed": 1}
+    assert found[-1]["exit_code"] == 1
+
+    features(*arguments)
+    again = [json.loads(line) for line in path.read_text().splitlines()][len(found) :]
+    assert [one.get("status") for one in again].count("skipped") == 2
+    assert again[0]["run"] != found[0]["run"]
+
+
+def test_a_log_file_that_cannot_be_written_stops_a_run_before_it_works(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "extract_features", None)  # it is not asked
+    result = features(films, "-o", tmp_path / "f.h5", "--log-file", tmp_path)
+    assert result.exit_code == 2
+    assert "cannot write the log file" in result.stderr
+    assert not (tmp_path / "f.h5").exists()

@@ -475,3 +475,12 @@ def test_the_film_that_flow_leaves_is_no_film_for_features(film):
 
     assert flow(film).exit_code == 0
     assert [video.video_id for video in find_videos([film.parent])] == ["film.mp4"]
+
+
+def test_a_log_file_tells_what_was_done(pair, tmp_path):
+    result = flow(*pair, "-o", tmp_path / "ab.flo", "-q", "--log-file", tmp_path / "log.jsonl")
+    assert result.exit_code == 0
+    started, ended = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (started["event"], started["fields"], started["outputs"]) == ("started", 1, [str(tmp_path / "ab.flo")])
+    assert started["recipe"]["tvnet"]["num_iterations"] == 3
+    assert (ended["event"], ended["exit_code"]) == ("ended", 0)

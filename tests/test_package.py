@@ -26,7 +26,7 @@ FLOORS = [
     {"network"},
     {"flow"},
     {"video"},
-    {"recipe", "device", "interrupt"},
+    {"recipe", "device", "interrupt", "log"},
     {"options", "errors"},
 ]
 

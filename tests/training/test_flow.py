@@ -188,7 +188,13 @@ def test_the_command_trains_and_compares(tmp_path):
         "tvnet.safetensors",
         "tvnet.toml",
     ]
-    again = tvnet(*arguments, "--json")
+    again = tvnet(*arguments, "--overwrite", "--json", "--log-file", tmp_path / "log.jsonl")
+    started, *steps, ended = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (started["event"], started["options"]["steps"]) == ("started", 3)
+    assert [one["event"] for one in steps] == ["step"] * len(steps)
+    assert steps[-1]["step"] == 3
+    assert steps[-1]["loss"] > 0
+    assert (ended["event"], ended["exit_code"]) == ("ended", 0)
     rows = json.loads(again.stdout)["comparisons"]
     assert [row["name"] for row in rows] == ["drawn pairs", "0/flow10", "1/flow10", "mean of them"]
     assert rows[3]["after"] == pytest.approx((rows[1]["after"] + rows[2]["after"]) / 2)

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from tvnet_cli.errors import OutputError, TVNetError
+from tvnet_cli.log import EventLog
 
 PATH = click.Path(path_type=Path)
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -37,6 +38,23 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             click.echo(f"Error: {_one_line(error)}", err=True)
             sys.exit(FAILED)
+
+    return wrapped
+
+
+def with_log(command: Callable[..., None]) -> Callable[..., None]:
+    """The log that ``LOG_FILE`` asks for, which the command gets as ``log`` and need not end."""
+
+    @functools.wraps(command)
+    def wrapped(log_file: Path | None, **arguments: Any) -> None:
+        log = EventLog(log_file)
+        try:
+            command(log=log, **arguments)
+        except BaseException as error:
+            stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
+            log.ended(_exit_code(error), None if stopped else error)
+            raise
+        log.ended(0)
 
     return wrapped
 
@@ -81,6 +99,21 @@ DEVICE = click.option(
     help="auto, cpu or cuda[:i].",
     shell_complete=complete("auto", "cpu", "cuda"),
 )
+
+
+LOG_FILE = click.option(
+    "--log-file", type=PATH, metavar="FILE", help="Append what happens to this file, as JSON lines."
+)
+
+
+def _exit_code(error: BaseException) -> int:
+    """The code that a command ends with which raises this."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    usual = {KeyboardInterrupt: INTERRUPTED, OutputError: click.UsageError.exit_code}
+    return next((code for kind, code in usual.items() if isinstance(error, kind)), FAILED)
 
 
 def _one_line(error: Exception) -> str:

@@ -16,11 +16,14 @@ from tvnet_cli.commands.common import (
     DEVICE,
     FAILED,
     INTERRUPTED,
+    LOG_FILE,
     PATH,
     complete,
     complete_weights,
     with_clear_errors,
+    with_log,
 )
+from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
     DTYPES,
@@ -66,10 +69,12 @@ from tvnet_cli.video.files import find_videos
 )
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
+@LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
 @click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
 @with_clear_errors
+@with_log
 def features(
     paths: tuple[Path, ...],
     from_file: Any,
@@ -84,6 +89,7 @@ def features(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    log: EventLog,
 ) -> None:
     """Extract motion features from videos into one HDF5 file.
 
@@ -100,12 +106,18 @@ def features(
 
     # From here on torch is needed; --help answers without it.
     from tvnet_cli.device import choose_device
-    from tvnet_cli.features.extract import extract_features
+    from tvnet_cli.features.extract import extract_features, recipe
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
 
     chosen = choose_device(device)
     models = load_models(weights, options.streams)
+    log.started(
+        videos=len(videos),
+        output=str(output),
+        device=str(chosen),
+        recipe=recipe(options, models, chosen),
+    )
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress:
         for model in models.values():
@@ -124,6 +136,7 @@ def features(
             with closing(results):
                 for result in results:
                     progress.show(result)
+                    log.video(result.summary())
                     if as_json:
                         click.echo(json.dumps(result.summary()))
         except KeyboardInterrupt:

@@ -12,8 +12,18 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import DEVICE, INTERRUPTED, PATH, complete_weights, with_clear_errors, with_options
+from tvnet_cli.commands.common import (
+    DEVICE,
+    INTERRUPTED,
+    LOG_FILE,
+    PATH,
+    complete_weights,
+    with_clear_errors,
+    with_log,
+    with_options,
+)
 from tvnet_cli.errors import VideoReadError
+from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_PRESET,
@@ -86,10 +96,12 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
     help="Pairs computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew where .h5 files and folders would be gone on with.")
+@LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
 @click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
 @with_clear_errors
+@with_log
 def flow(
     paths: tuple[Path, ...],
     outputs: tuple[Path, ...],
@@ -105,6 +117,7 @@ def flow(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    log: EventLog,
     **options: Any,
 ) -> None:
     """Compute optical flow, as data and as pictures.
@@ -145,6 +158,7 @@ def flow(
     recipe = flow_recipe(sequence, frames, fields, tvnet, sha256, chosen)
     writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
 
+    log.started(fields=progress.num_fields, outputs=[str(target.path) for target in targets], recipe=recipe)
     broken, interrupted = "", False
     with progress, interruptible() as asked_to_stop:
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]

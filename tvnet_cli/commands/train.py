@@ -12,8 +12,18 @@ from typing import Any
 
 import click
 
-from tvnet_cli.commands.common import DEVICE, INTERRUPTED, PATH, complete_weights, with_clear_errors, with_options
+from tvnet_cli.commands.common import (
+    DEVICE,
+    INTERRUPTED,
+    LOG_FILE,
+    PATH,
+    complete_weights,
+    with_clear_errors,
+    with_log,
+    with_options,
+)
 from tvnet_cli.commands.flow import SOLVER_OPTIONS, read_schedule
+from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     ACTION_PRESETS,
     BATCH_NORMS,
@@ -30,10 +40,24 @@ from tvnet_cli.options import (
 _RUN_OPTIONS = [
     DEVICE,
     click.option("--overwrite", is_flag=True, help="Begin anew, whatever the folder holds."),
+    LOG_FILE,
     click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
     click.option("-v", "--verbose", count=True, help="-vv shows tracebacks."),
 ]
+
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+def _tell(*listeners: Report) -> Report:
+    """Each of them hears of each step."""
+
+    def report(step: int, values: dict[str, float]) -> None:
+        for listener in listeners:
+            listener(step, values)
+
+    return report
 
 
 @click.group()
@@ -120,6 +144,7 @@ _ACTION_OPTIONS = [
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read videos.  [default: one a core]")
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
+@with_log
 def actions(
     data: Path,
     output: Path,
@@ -136,6 +161,7 @@ def actions(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    log: EventLog,
     **numbers: Any,
 ) -> None:
     """Train TVNet and BN-Inception together to tell the actions in videos apart.
@@ -168,17 +194,12 @@ def actions(
     with process_group(chosen) as chosen:
         is_first = rank_and_world()[0] == 0
         board = tensorboard(output / "tensorboard") if is_first else None
+        log.started(device=str(chosen), output=str(output), options=dataclasses.asdict(options))
         with TrainingProgress(options.num_iterations, quiet or not is_first) as progress:
             progress.announce(
                 f"{options.stream} stream on {chosen}: {len(dataset.train)} videos of {len(dataset.classes)} classes, "
                 f"{len(dataset.validation)} to validate with"
             )
-
-            def report(step: int, values: dict[str, float]) -> None:
-                progress.show(step, values)
-                if board:
-                    board(step, values)
-
             result = train_actions(
                 dataset,
                 output,
@@ -188,7 +209,7 @@ def actions(
                 device=chosen,
                 jobs=jobs or torch.get_num_threads(),
                 overwrite=overwrite,
-                report=report,
+                report=_tell(progress.show, *([log.step] if is_first else []), *([board] if board else [])),
             )
         if result is None:
             progress.interrupted(output)
@@ -248,6 +269,7 @@ _FLOW_RECIPE = FlowTrainingOptions()
 @click.option("--seed", type=int, default=_FLOW_RECIPE.seed, show_default=True, help="Of pairs, crops and mirrors.")
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
+@with_log
 def train_flow(
     paths: tuple[Path, ...],
     output: Path,
@@ -258,6 +280,7 @@ def train_flow(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    log: EventLog,
     **given: Any,
 ) -> None:
     """Train the kernels of TVNet for optical flow.
@@ -284,11 +307,14 @@ def train_flow(
     tests = find_named_pairs(validation)
     source = open_source(paths, options.seed, options.crop)
     chosen = choose_device(device)
+    log.started(
+        device=str(chosen), output=str(output), options=dataclasses.asdict(options), tvnet=dataclasses.asdict(solver)
+    )
     with TrainingProgress(options.steps, quiet) as progress:
         progress.announce(f"kernels of TVNet on {chosen}: {source.name}")
         progress.notes(source.notes)
         tvnet = training.train_flow(
-            output, source, solver, options, device=chosen, report=progress.show, overwrite=overwrite
+            output, source, solver, options, device=chosen, report=_tell(progress.show, log.step), overwrite=overwrite
         )
     if tvnet is None:
         progress.interrupted(output)
@@ -422,6 +448,7 @@ _PRETRAIN_OPTIONS = [
 )
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
+@with_log
 def motion(
     output: Path,
     weights: str | None,
@@ -430,6 +457,7 @@ def motion(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    log: EventLog,
     **numbers: Any,
 ) -> None:
     """Train TVNet and BN-Inception on drawn motion; no data are needed.
@@ -450,10 +478,11 @@ def motion(
     from tvnet_cli.training.pretrain import train_motion, write_motion_result
 
     chosen = choose_device(device)
+    log.started(device=str(chosen), output=str(output), options=dataclasses.asdict(options))
     with TrainingProgress(options.num_steps, quiet) as progress:
         progress.announce(f"drawn motion on {chosen}: {options.num_clips} clips in {options.num_steps} steps")
         result = train_motion(
-            output, options, weights=weights, device=chosen, report=progress.show, overwrite=overwrite
+            output, options, weights=weights, device=chosen, report=_tell(progress.show, log.step), overwrite=overwrite
         )
     if result is None:
         progress.interrupted(output)
