@@ -14,13 +14,66 @@ TVNetError
 
 from __future__ import annotations
 
+from typing import Literal
+
+Reason = Literal[
+    "no_such_file",
+    "not_a_file",
+    "unreadable",
+    "empty",
+    "changed",
+    "cannot_open",
+    "no_video_stream",
+    "no_decoder",
+    "encrypted",
+    "too_small",
+    "too_large",
+    "no_decodable_frame",
+    "damaged",
+    "timeout",
+    "out_of_memory",
+    "decoder_crashed",
+    "unexpected",
+]
+
+# All that can keep a video from being read, for programs; the message of the error says more.
+REASONS: dict[Reason, str] = {
+    "no_such_file": "it is not there, or not there any more",
+    "not_a_file": "a pipe, a device, a socket or a folder, which is never opened",
+    "unreadable": "the system does not let it be read: permissions, a loop of links, a failing disk, a folder",
+    "empty": "0 bytes",
+    "changed": "it changed while it was read: it is still being written",
+    "cannot_open": "not a video, or damaged where it begins",
+    "no_video_stream": "sound alone, or sound with a cover picture",
+    "no_decoder": "a codec that FFmpeg does not know",
+    "encrypted": "its pictures are encrypted",
+    "too_small": "frames below 16 x 16 pixels",
+    "too_large": "frames of more than 2^26 pixels (8192 x 8192)",
+    "no_decodable_frame": "nothing of it can be decoded",
+    "damaged": "more than 5 % of its packets cannot be decoded",
+    "timeout": "decoding took longer than --timeout",
+    "out_of_memory": "decoding needs more than --decoder-memory",
+    "decoder_crashed": "the process that decoded it broke down",
+    "unexpected": "an error that nobody thought of: please report it",
+}
+
 
 class TVNetError(Exception):
     """Base of all errors that are the input's fault and not the program's."""
 
 
 class VideoReadError(TVNetError):
-    """A video that cannot be read; the message is the reason, without the file's name."""
+    """A video that cannot be read; the message is the reason, without the file's name.
+
+    Attributes
+    ----------
+    code : str
+        The kind of reason, one of ``REASONS``.
+    """
+
+    def __init__(self, message: str, code: Reason = "damaged") -> None:
+        super().__init__(message)
+        self.code: Reason = code
 
 
 class FrameListError(VideoReadError):

@@ -36,6 +36,8 @@ DEFAULT_JOBS = 2  # threads of tvnet aslan-eval
 DEFAULT_PRESET = "tvnet-50"
 MAX_SMOOTHING = 10  # pixels
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
+MAX_FRAME_PIXELS = 1 << 26  # 8192 x 8192; what declares more is taken for an attack
+MIN_DECODER_MEMORY = 256  # MiB
 # Clips whose flow is computed at once: few keep a CPU's caches warm, many fill a GPU.
 DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 25}
 
@@ -191,6 +193,28 @@ class ExtractOptions:
             raise ValueError(f"a crop of {self.crop_size} pixels does not fit a short side of {self.short_side}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """What reading one video may take. Decides which videos fail, never the values of a row.
+
+    Attributes
+    ----------
+    timeout : float, seconds
+        Time for one video; 0: any.
+    memory : int, MiB
+        Memory of the process that decodes, of which it has 60 MiB before it begins; 0: any. Kept on Linux only, where
+        it is looked at twenty times a second.
+    """
+
+    timeout: float = 600.0
+    memory: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(self, NOT_NEGATIVE, "timeout memory")
+        if 0 < self.memory < MIN_DECODER_MEMORY:
+            raise ValueError(f"memory must be 0 or at least {MIN_DECODER_MEMORY} MiB, not {self.memory}")
 
 
 @dataclass(frozen=True, kw_only=True)

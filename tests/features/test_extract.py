@@ -15,12 +15,14 @@ from films import write_film
 from tvnet_cli import TVNet
 from tvnet_cli.device import choose_device
 from tvnet_cli.errors import DeviceError, FeatureFileError
-from tvnet_cli.features import extract
+from tvnet_cli.features import extractor
 from tvnet_cli.features.extract import extract_features
+from tvnet_cli.features.extractor import Extractor
 from tvnet_cli.network.weights import load_models
 from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import find_videos
+from tvnet_cli.video.reader import ClipReader
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FLOW_LAYERS = ("global_pool", "inception_5b_output", "inception_5a_output", "inception_4e_output")
@@ -84,9 +86,10 @@ def test_features_equal_each_step_done_by_hand(tmp_path):
     assert np.array_equal(found["pts_seconds"][0], clips.pts_seconds)
     assert found["num_frames"].tolist() == [100]
     assert found["padded"].tolist() == [False]
+    assert found["bad_packets"].tolist() == [0]
     assert set(found) == {
         *(f"flow/{layer}" for layer in FLOW_LAYERS),
-        *("rgb/global_pool", "video_id", "frame_index", "pts_seconds", "num_frames", "padded"),
+        *("rgb/global_pool", "video_id", "frame_index", "pts_seconds", "num_frames", "padded", "bad_packets"),
     }
     shapes = {name: found[name].shape[1:] for name in found}
     assert shapes["flow/inception_4e_output"] == (1056, 7, 7)
@@ -152,18 +155,6 @@ def test_a_broken_film_fails_alone_and_is_tried_again(tmp_path, films):
     assert np.array_equal(found["flow/global_pool"][0], found["flow/global_pool"][1])
 
 
-def test_an_error_nobody_thought_of_stops_one_film_only(tmp_path, films, monkeypatch):
-    def surprising(path: Path, *arguments: int):
-        if path.name == "a.mp4":
-            raise RuntimeError("the decoder tripped")
-        return read_clips(path, *arguments)
-
-    monkeypatch.setattr(extract, "read_clips", surprising)
-    results = run(films, tmp_path / "f.h5")
-    assert [result.status for result in results] == ["failed", "done", "done"]
-    assert results[0].reason == "RuntimeError: the decoder tripped"
-
-
 def test_a_run_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path, films):
     running = extract_features(find_videos([films]), tmp_path / "f.h5", models(), options=SMALL)
     assert next(running).video_id == "a.mp4"
@@ -181,17 +172,17 @@ def test_a_run_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path, films):
 
 def test_an_error_in_the_network_ends_the_run_and_loses_no_finished_video(tmp_path, films, monkeypatch):
     finished = threading.Event()
-    compute = extract.video_features
+    compute = Extractor.features
 
-    def broken_for_the_first(clips: VideoClips, *arguments: object):
+    def broken_for_the_first(self: Extractor, clips: VideoClips):
         if clips.num_frames != 40:
-            features = compute(clips, *arguments)
+            features = compute(self, clips)
             finished.set()
             return features
         finished.wait(60)
         raise MemoryError("no memory for the network")
 
-    monkeypatch.setattr(extract, "video_features", broken_for_the_first)
+    monkeypatch.setattr(Extractor, "features", broken_for_the_first)
     with pytest.raises(MemoryError, match="no memory"):
         run(films, tmp_path / "f.h5", jobs=2)
     kept = content(tmp_path / "f.h5")["video_id"].tolist()
@@ -204,15 +195,17 @@ def test_as_many_videos_are_in_memory_as_are_at_work(tmp_path, films, monkeypatc
     count = threading.Lock()
     in_memory, most = set(), []
 
-    def counted(path: Path, *arguments: int) -> VideoClips:
-        clips = read_clips(path, *arguments)
+    read = ClipReader.read
+
+    def counted(self: ClipReader, path: Path) -> VideoClips:
+        clips = read(self, path)
         with count:
             in_memory.add(path)
             most.append(len(in_memory))
         weakref.finalize(clips, in_memory.discard, path)
         return clips
 
-    monkeypatch.setattr(extract, "read_clips", counted)
+    monkeypatch.setattr(ClipReader, "read", counted)
     many = tmp_path / "many"
     many.mkdir()
     for number in range(9):
@@ -227,7 +220,7 @@ def test_as_many_videos_are_in_memory_as_are_at_work(tmp_path, films, monkeypatc
 
 def test_by_default_each_core_has_a_pass_while_one_more_video_is_read():
     for cores in (1, 2, 5, 16, 64):
-        computed = extract._default_jobs(torch.device("cpu"), cores, num_clips=25) - 1
+        computed = extractor._default_jobs(torch.device("cpu"), cores, num_clips=25) - 1
         assert 5 * computed >= cores
         assert 5 * (computed - 1) <= cores
 
@@ -235,20 +228,31 @@ def test_by_default_each_core_has_a_pass_while_one_more_video_is_read():
 @pytest.mark.usefixtures("three_threads")
 def test_torch_computes_in_one_thread_a_pass_and_has_its_threads_again_behind(tmp_path, films, monkeypatch):
     threads, passes = set(), []
-    compute = extract._pass_layers
+    compute = extractor._pass_layers
 
     def watched(*arguments: object):
         threads.add(threading.current_thread())
         passes.append(torch.get_num_threads())
         return compute(*arguments)
 
-    monkeypatch.setattr(extract, "_pass_layers", watched)
+    monkeypatch.setattr(extractor, "_pass_layers", watched)
     run(films, tmp_path / "f.h5")
     assert passes == [1] * 6  # two for each of three films
     assert 2 <= len(threads) <= 3
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as another:
         assert another.submit(torch.get_num_threads).result() == 3
+
+
+def test_an_extractor_gives_the_same_row_to_any_thread(films):
+    with Extractor(models(), SMALL) as ready:
+        torch.set_num_threads(2)  # of this thread, which computes nothing
+        here = ready.row(films / "a.mp4")
+        with ThreadPoolExecutor(3) as threads:
+            others = list(threads.map(ready.row, [films / "a.mp4"] * 3))
+    assert here.num_frames == 40
+    for other in others:
+        assert all(np.array_equal(here.values[name], other.values[name]) for name in here.values)
 
 
 def test_going_on_with_other_streams_is_refused_before_any_work(tmp_path, films):

@@ -23,7 +23,7 @@ REASONS = (
     "no video stream",
     "no decoder for its video stream",
     "no decodable frame",
-    "damaged: ",
+    "damaged",
     "too small: ",
 )
 

@@ -17,7 +17,8 @@ import torch
 from tvnet_cli.bench.pairs import texture
 from tvnet_cli.bench.timing import Claim, Effort, Progress, Results, Row, interleave, num_cores
 from tvnet_cli.device import thread_pool
-from tvnet_cli.features.extract import NETWORK_BATCH, extract_features
+from tvnet_cli.features.extract import extract_features
+from tvnet_cli.features.extractor import NETWORK_BATCH
 from tvnet_cli.network.cards import FlowInput
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import stack_flow
@@ -133,14 +134,14 @@ UNTIL_FIRST_CLIP = """
 import os, sys, time
 from dataclasses import replace
 from tvnet_cli.cli import main
-from tvnet_cli.features import extract
+from tvnet_cli.features.extractor import Extractor
 
-def one_clip(clips, *arguments):
-    whole(replace(clips, frames=clips.frames[:1]), *arguments)
+def one_clip(extractor, clips):
+    whole(extractor, replace(clips, frames=clips.frames[:1]))
     print(time.process_time(), flush=True)
     os._exit(0)
 
-whole, extract.video_features = extract.video_features, one_clip
+whole, Extractor.features = Extractor.features, one_clip
 main(["features", *sys.argv[1:], "--weights", "untrained", "--device", "cpu", "-q"])
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tvnet_cli.bench.machine import has_amx
 from tvnet_cli.bench.timing import Claim, Effort, Progress, Results, faster, interleave, not_measured, share
-from tvnet_cli.features.extract import NETWORK_BATCH
+from tvnet_cli.features.extractor import NETWORK_BATCH
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.weights import untrained_model

@@ -28,6 +28,7 @@ from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
     DTYPES,
     STREAMS,
+    DecodeLimits,
     DType,
     ExtractOptions,
     Stream,
@@ -68,6 +69,22 @@ from tvnet_cli.video.files import find_videos
     ),
 )
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=DecodeLimits.timeout,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up a video whose decoding takes longer; 0: never.",
+)
+@click.option(
+    "--decoder-memory",
+    type=int,
+    default=DecodeLimits.memory,
+    show_default=True,
+    metavar="MIB",
+    help="Give up a video whose decoding needs more, on Linux; 0: never.",
+)
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
 @LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
@@ -85,6 +102,8 @@ def features(
     device: str,
     batch_size: int | None,
     jobs: int | None,
+    timeout: float,
+    decoder_memory: int,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -101,6 +120,10 @@ def features(
     if not paths:
         raise click.UsageError("give folders or video files, or --from-file LIST")
     options = ExtractOptions(streams=_parse_streams(streams), dtype=dtype)
+    try:
+        limits = DecodeLimits(timeout=timeout, memory=decoder_memory)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
     videos = find_videos(paths)
 
@@ -131,6 +154,7 @@ def features(
             jobs=jobs,
             overwrite=overwrite,
             options=options,
+            limits=limits,
         )
         try:
             with closing(results):

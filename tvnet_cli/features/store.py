@@ -42,6 +42,7 @@ _DATASETS = {
     "pts_seconds": ("times of the frames used, from the container; NaN where it has none", "seconds"),
     "num_frames": ("decodable frames of the video", "frames"),
     "padded": ("True if the video has fewer frames than a clip, whose last frame was then repeated", "1"),
+    "bad_packets": ("packets of the video that cannot be decoded and were passed over", "packets"),
 }
 
 

@@ -7,6 +7,8 @@ made again by decoding the whole video.
 
 from __future__ import annotations
 
+import errno
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FrameListError, VideoReadError
-from tvnet_cli.options import MIN_FRAME_SIDE, ExtractOptions
+from tvnet_cli.options import MAX_FRAME_PIXELS, MIN_FRAME_SIDE, ExtractOptions
 from tvnet_cli.video.clips import clip_frames
 
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
@@ -30,6 +32,8 @@ MAX_MISSING = 0.05  # share of what the container promises; headers are often a 
 
 # Titles in another encoding are no reason to refuse a film. From PyAV 19 on they are none anyway.
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+_DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES}
 
 # Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
 # then all frames up to the last one are decoded, and so checked.
@@ -112,6 +116,8 @@ class VideoClips:
     padded : bool
         True if the video is shorter than one clip, whose last frame then repeats.
     notes : tuple of str
+    bad_packets : int
+        Packets that cannot be decoded and were passed over, as far as the video was decoded.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
@@ -120,6 +126,7 @@ class VideoClips:
     num_frames: int
     padded: bool
     notes: tuple[str, ...] = ()
+    bad_packets: int = 0
 
 
 def read_clips(
@@ -151,10 +158,15 @@ def read_clips(
     VideoReadError
         Whose message is the reason.
     """
+    before = _require_file(path)
     try:
-        return _read_clips(scan(path), num_clips, clip_length, short_side, crop_size)
+        clips = _read_clips(scan(path), num_clips, clip_length, short_side, crop_size)
     except FrameListError:
-        return _read_clips(scan_by_decoding(path), num_clips, clip_length, short_side, crop_size)
+        clips = _read_clips(scan_by_decoding(path), num_clips, clip_length, short_side, crop_size)
+    finally:  # half a copy of a film looks damaged, or like a whole film that is shorter
+        if _require_file(path) != before:
+            raise VideoReadError("it changed while it was read: try again when it is whole", "changed")
+    return clips
 
 
 def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
@@ -173,6 +185,7 @@ def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: 
         num_frames=video.num_frames,
         padded=video.num_frames < clip_length,
         notes=video.notes,
+        bad_packets=video.damage.bad_packets if video.damage else 0,
     )
 
 
@@ -185,7 +198,8 @@ def refuse_damaged(video: VideoScan) -> None:
         If more than 5 % of the packets cannot be decoded, as far as the scan can tell.
     """
     if video.damage and video.damage.bad_packets > MAX_BAD_PACKETS * video.damage.packets:
-        raise VideoReadError(f"damaged: {video.damage.reason}")
+        at = f" after {video.damage.seconds:.2f} s" if np.isfinite(video.damage.seconds) else ""
+        raise VideoReadError(f"damaged{at}: {video.damage.reason}", "damaged")
 
 
 def scan(path: Path) -> VideoScan:
@@ -203,7 +217,7 @@ def scan(path: Path) -> VideoScan:
         promised, time_base = stream.frames, stream.time_base
         names = {stream.codec_context.name, container.format.name}
         try:
-            for packet in container.demux(stream):
+            for packet in _packets(container, stream):
                 packets += bool(packet.size)
                 if not packet.size or packet.is_discard:
                     continue
@@ -241,7 +255,7 @@ def scan_by_decoding(path: Path) -> VideoScan:
         promised, time_base = stream.frames, stream.time_base
     error = decoder.first_error or "the stream holds no pictures"
     if not times:
-        raise VideoReadError(f"no decodable frame ({error})")
+        raise VideoReadError(f"no decodable frame ({error})", "no_decodable_frame")
     seconds = np.array(times, np.float64)
     notes, damage = _missing_frames(path, promised, decoder.packets, seconds)
     if decoder.bad_packets:
@@ -315,7 +329,8 @@ def upright_rgb(
     height, width = frame.height, frame.width
     if min(height, width) < MIN_FRAME_SIDE:
         raise VideoReadError(
-            f"too small: {width} x {height} pixels, at least {MIN_FRAME_SIDE} x {MIN_FRAME_SIDE} are needed"
+            f"too small: {width} x {height} pixels, at least {MIN_FRAME_SIDE} x {MIN_FRAME_SIDE} are needed",
+            "too_small",
         )
     if short_side is not None:
         ratio = Fraction(short_side, min(height, width))
@@ -323,6 +338,7 @@ def upright_rgb(
     quarter_turns = round(frame.rotation / 90)
     if size is not None:
         height, width = size[::-1] if quarter_turns % 2 else size
+    _refuse_large(width, height)  # of a thin strip, say
     picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
     return np.rot90(picture.to_ndarray(), k=quarter_turns)
 
@@ -336,30 +352,81 @@ def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first true video stream; cover pictures of sound files do not count."""
+    _require_file(path)
     try:
-        if not path.stat().st_size:
-            raise VideoReadError("the file is empty")
-        # The scheme keeps names such as "a:b.mp4" from being taken for an address.
-        container = av.open(f"file:{path}", **_LENIENT)
+        # The scheme keeps names such as "a:b.mp4" from being taken for an address; what calls itself a film and is a
+        # list of addresses leads nowhere.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_LENIENT)
     except FileNotFoundError:
-        raise VideoReadError("no such file") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise VideoReadError(f"cannot open: {error.strerror}") from error
+        raise VideoReadError("no such file", "no_such_file") from None
+    except PermissionError as error:
+        raise VideoReadError(f"cannot open: {error.strerror}", "unreadable") from error
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})") from error
+        _require_readable(path, error)
+        raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})", "cannot_open") from error
     with container:
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
-            raise VideoReadError("no video stream")
+            raise VideoReadError("no video stream", "no_video_stream")
         stream = streams[0]
+        if "enc_key_id" in stream.metadata:  # of Matroska
+            raise VideoReadError("encrypted", "encrypted")
         if stream.codec_context is None:
-            raise VideoReadError("no decoder for its video stream")
+            raise VideoReadError("no decoder for its video stream", "no_decoder")
+        _refuse_large(stream.codec_context.width, stream.codec_context.height)
         # One thread a video; several videos are read at once. Threads inside a decoder would cost 10 to 30 %
         # more and start anew after each seek.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _require_file(path: Path) -> tuple[int, int]:
+    """Size and time of a file with something in it; pipes and devices, which may never answer, are not opened."""
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            next(path.iterdir(), None)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last one: no name of a file
+        raise VideoReadError("no such file", "no_such_file") from None
+    except OSError as error:
+        raise VideoReadError(f"cannot open: {error.strerror}", "unreadable") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, device or socket"
+        raise VideoReadError(f"cannot open: a {what} is no file", "not_a_file")
+    if not found.st_size:
+        raise VideoReadError("the file is empty", "empty")
+    return found.st_size, found.st_mtime_ns
+
+
+def _require_readable(path: Path, error: Exception) -> None:
+    """Demuxers say "input/output error" of films that are cut off too: then read the file without them."""
+    if getattr(error, "errno", None) not in _DISK_ERRORS:
+        return
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError as of_disk:
+        raise VideoReadError(f"cannot read: {of_disk.strerror}", "unreadable") from of_disk
+
+
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_FRAME_PIXELS:
+        raise VideoReadError(
+            f"too large: {width} x {height} pixels, at most {MAX_FRAME_PIXELS:,} are taken", "too_large"
+        )
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[av.VideoStream]]:
+    """The packets of a stream, as long as they are not encrypted, from where on what is decoded is noise."""
+    for packet in container.demux(stream):
+        if packet.has_sidedata("encryption_info"):
+            raise VideoReadError("encrypted", "encrypted")
+        yield packet
 
 
 class _TolerantDecoder:
@@ -372,7 +439,7 @@ class _TolerantDecoder:
         self.seconds_before_error = self._seconds = np.nan
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        packets = self.container.demux(self.stream)
+        packets = _packets(self.container, self.stream)
         while True:
             try:
                 packet = next(packets)
@@ -384,6 +451,7 @@ class _TolerantDecoder:
             self.packets += bool(packet is not None and packet.size)
             try:
                 for frame in self.stream.decode(packet):
+                    _refuse_large(frame.width, frame.height)
                     self._seconds = np.nan if frame.time is None else frame.time
                     yield frame
             except av.error.EOFError:
@@ -395,6 +463,9 @@ class _TolerantDecoder:
                 return
 
     def _remember(self, error: Exception) -> None:
+        if isinstance(error, MemoryError):  # what is decoded must not depend on how much memory there is
+            raise error
+        _require_readable(Path(self.container.name.removeprefix("file:")), error)
         if not self.first_error:
             self.first_error, self.seconds_before_error = _reason(error), self._seconds
 
@@ -458,7 +529,9 @@ def _seek(
 
 def _decode(packets: Iterable[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
     for packet in packets:
-        yield from packet.decode()
+        for frame in packet.decode():
+            _refuse_large(frame.width, frame.height)
+            yield frame
 
 
 def _last_key(video: VideoScan, number: int) -> KeyFrame | None:
