@@ -129,7 +129,8 @@ def features(
 
     # From here on torch is needed; --help answers without it.
     from tvnet_cli.device import choose_device
-    from tvnet_cli.features.extract import extract_features, recipe
+    from tvnet_cli.features.extract import extract_features
+    from tvnet_cli.features.extractor import recipe
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
 

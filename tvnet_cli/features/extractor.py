@@ -51,6 +51,19 @@ class VideoRow:
     notes: tuple[str, ...]
 
 
+def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:
+    """All that decides the values in a feature file, and the software and device that ran."""
+    return {
+        "options": as_dict(options),
+        "weights": {
+            stream: {"name": model.name, "sha256": model.card.sha256, "input": asdict(model.card.input)}
+            for stream, model in models.items()
+        },
+        "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
+        "software": software(device),
+    }
+
+
 class Extractor:
     """Turns videos into rows on one device, inside a ``with`` block. Threads may ask at once, each for its video.
 
@@ -87,7 +100,7 @@ class Extractor:
         if options.streams != tuple(models):
             raise ValueError(f"the options ask for the streams {options.streams}, the models are for {tuple(models)}")
         self.options, self.device = options, torch.device(device)
-        self.recipe = _recipe(options, models, self.device)
+        self.recipe = recipe(options, models, self.device)
         self.jobs = _default_jobs(self.device, torch.get_num_threads(), options.num_clips)
         self._models, self._batch_size = models, batch_size or _default_batch_size(self.device)
         self._clips = ClipReader(options, limits or DecodeLimits())
@@ -137,19 +150,6 @@ class Extractor:
             self._compute.submit(_pass_layers, part, self._ready, self.device, self._batch_size) for part in parts
         ]
         return self._last.submit(_over_clips, [one.result() for one in passes]).result()
-
-
-def _recipe(options: ExtractOptions, models: Models, device: torch.device) -> Recipe:
-    """All that decides the values in a feature file, and the software and device that ran."""
-    return {
-        "options": as_dict(options),
-        "weights": {
-            stream: {"name": model.name, "sha256": model.card.sha256, "input": asdict(model.card.input)}
-            for stream, model in models.items()
-        },
-        "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
-        "software": software(device),
-    }
 
 
 def _ready(model: StreamModel, dtype: DType, device: torch.device) -> StreamModel:
