@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -211,18 +212,27 @@ def test_an_error_nobody_thought_of_is_one_line_too(films, monkeypatch):
     assert "Traceback" in features(films, "-vv").stderr
 
 
+def commands(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands, those of groups too, by their words."""
+    for name, command in group.commands.items():
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*names, name))
+
+
 def test_every_command_and_option_has_help():
-    for name, command in main.commands.items():
-        assert command.help, name
+    for names, command in commands(main):
+        assert command.help, names
         for parameter in command.params:
-            assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)
+            assert isinstance(parameter, click.Argument) or parameter.help, (names, parameter.name)
 
 
 def test_help_and_version_answer_without_heavy_imports():
     heavy = "{'torch', 'numpy', 'av', 'h5py', 'rich', 'safetensors', 'scipy', 'sklearn', 'numba'}"
+    words = [["--help"], ["--version"], *([*names, "--help"] for names, _ in commands(main))]
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom tvnet_cli.cli import main\n"
-        "for words in (['--help'], ['--version'], *([name, '--help'] for name in main.commands)):\n"
+        f"for words in {words}:\n"
         "    assert CliRunner().invoke(main, words).exit_code == 0\n"
         f"print(sorted({heavy} & set(sys.modules)))"
     )

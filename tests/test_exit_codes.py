@@ -186,9 +186,10 @@ def test_features_is_0_only_if_every_video_is_there(statuses, exit_code, folder,
     assert run("features {tmp} --weights untrained -o {tmp}/f.h5", folder).exit_code == exit_code
 
 
-def test_a_run_of_features_that_failed_and_was_interrupted_is_130(folder, monkeypatch):
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_a_run_of_features_that_was_interrupted_is_130_whatever_became_of_its_videos(status, folder, monkeypatch):
     def results(*arguments: object, **more: object) -> Iterator[VideoResult]:
-        yield VideoResult("a.mp4", "failed", reason="cannot open")
+        yield VideoResult("a.mp4", status)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tvnet_cli.features.extract.extract_features", results)
