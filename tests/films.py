@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 CELLS = 4  # the number stands in 4 x 4 black and white cells, 16 bits
@@ -70,3 +73,18 @@ def write_film(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@contextmanager
+def without_privileges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside it root may do what others may, in ``folder``, which is the working directory."""
+    folder.chmod(0o755)
+    monkeypatch.chdir(folder)  # others may not go the way to it
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if before == 0:
+            os.seteuid(0)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 import h5py
 import pytest
 from click.testing import CliRunner, Result
-from films import write_film
+from films import without_privileges, write_film
 
 from tvnet_cli import __version__
 from tvnet_cli.cli import main
@@ -102,6 +103,45 @@ def test_one_broken_film_is_named_at_the_end_and_the_exit_code_is_1(films, tmp_p
 
 
 @pytest.mark.usefixtures("two_clips")
+def test_a_folder_full_of_traps_costs_its_good_films_nothing(films, tmp_path, monkeypatch):
+    names = ["-o.mp4", "new\nline.mp4", "\x1b[2Jclear.mp4", '[bold]it\'s "odd".mp4', "file:x%03d.mp4", "http:.mp4"]
+    try:
+        Path(os.fsdecode(os.fsencode(films) + b"/caf\xe9.mp4")).write_bytes((films / "b.mp4").read_bytes())
+        names.append("caf\\xe9.mp4")
+    except OSError:
+        pass  # this file system takes UTF-8 names only
+    for name in names[:6]:
+        (films / name).write_bytes((films / "b.mp4").read_bytes())
+    os.mkfifo(films / "pipe.mp4")
+    (films / "loop.mp4").symlink_to("loop.mp4")
+    (films / "folder.mp4").symlink_to(".")
+    (films / "gone\n.mp4").symlink_to("nowhere")
+    (films / "shut").mkdir(mode=0)
+    with without_privileges(tmp_path, monkeypatch) if os.geteuid() else nullcontext():  # root can read any folder
+        result = features(films, "-o", tmp_path / "f.h5", "--json")
+    (films / "shut").chmod(0o755)
+    assert result.exit_code == 1, result.stderr
+    found = {one["video_id"]: one for one in map(json.loads, result.stdout.splitlines())}
+    failed = {name: one["code"] for name, one in found.items() if one["status"] == "failed"}
+    expected = {"pipe.mp4": "not_a_file", "loop.mp4": "unreadable", "gone\n.mp4": "no_such_file"}
+    assert failed == expected | ({"shut/": "unreadable"} if os.geteuid() else {})
+    assert found.keys() - failed.keys() == {"a.mp4", "b.mp4", *names}
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert len(file["video_id"]) == 2 + len(names)
+    assert "\x1b" not in result.stderr
+    for told in (r"failed gone\n.mp4: no such file", r"new\nline.mp4: 4 frames", r"[bold]it's", r"\x1b[2Jclear.mp4"):
+        assert told in result.stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_video_whose_decoding_takes_too_long_is_given_up(films, tmp_path):
+    result = features(films, "-o", tmp_path / "f.h5", "--timeout", "0.001", "--json")
+    assert result.exit_code == 1
+    assert {json.loads(line)["code"] for line in result.stdout.splitlines()} == {"timeout"}
+    assert "a.mp4: decoding took longer than 0.001 s: --timeout allows more" in result.stderr
+
+
+@pytest.mark.usefixtures("two_clips")
 def test_tracebacks_come_with_vv_only(films, tmp_path):
     (films / "broken.mp4").write_text("no film")
     assert "Traceback" in features(films, "-o", tmp_path / "f.h5", "-vv").stderr
@@ -178,6 +218,8 @@ def test_without_weights_the_command_says_what_to_do(films, monkeypatch):
         ([], 2, "give folders or video files"),
         (["{films}", "--streams", "sound"], 2, "no stream is called 'sound'"),
         (["{films}", "--batch-size", "0"], 2, "--batch-size"),
+        (["{films}", "--timeout", "-1"], 2, "--timeout"),
+        (["{films}", "--decoder-memory", "1"], 2, "at least 256 MiB"),
         (["--from-file", "nowhere.txt"], 2, "nowhere.txt"),
         (["{films}", "--device", "cuda:77"], 1, "cuda:77 was asked for"),
         (["{films}", "--device", "tpu"], 1, "no device is called 'tpu'"),

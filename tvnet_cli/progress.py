@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SECONDS_BETWEEN_LINES = 30  # of a long run without a terminal
+
+
+def escape(text: str) -> str:
+    """Text of others as it is shown: without markup, and without characters that steer a terminal."""
+    return markup.escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
 
 
 class _Screen:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,19 +15,26 @@ from click.testing import CliRunner
 from films import write_film
 
 from tvnet_cli.cli import main
+from tvnet_cli.features import extract
+from tvnet_cli.features.extract import extract_features
+from tvnet_cli.options import ExtractOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-REASONS = (
-    "no such file",
-    "the file is empty",
-    "cannot open: ",
-    "no video stream",
-    "no decoder for its video stream",
-    "no decodable frame",
-    "damaged",
-    "too small: ",
-)
+# What of ../shared/data/bad_media gives no row. The encrypted film holds only its beginning, which is clear.
+NO_ROW = {
+    "io__gs-16b-2c-44100hz.mp4": "no_video_stream",
+    "torchcodec__sine_mono_s16.wav": "no_video_stream",
+    "moviepy__result.webm": "empty",
+    "mp4parse-rust__bipbop_nonfragment_header.mp4": "no_decodable_frame",
+    "mp4parse-rust__zero_empty_stsc.mp4": "no_decodable_frame",
+    "small__AudioVideoInterleave.avi": "no_decodable_frame",
+    "small__WindowsMediaVideo.wmv": "no_decodable_frame",
+    "small__FlashVideo.flv": "cannot_open",
+    "streamio-ffmpeg__empty.flv": "cannot_open",
+    "-video-with-dash-.mp4": "too_small",
+    "mp4parse-rust__video_colr_nclx_rgb.mp4": "too_small",
+}
 
 
 def tvnet(*arguments: object):
@@ -47,21 +56,21 @@ def test_all_real_films_give_a_row(shared_data, tmp_path):
             np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-6)
 
 
-def test_all_bad_media_give_a_row_or_a_reason(shared_data, tmp_path):
+def test_all_bad_media_give_a_row_or_the_right_reason(shared_data, tmp_path, monkeypatch):
+    def fewer(*arguments, options: ExtractOptions, **more):
+        return extract_features(*arguments, options=replace(options, num_clips=2), **more)
+
+    monkeypatch.setattr(extract, "extract_features", fewer)
     files = sorted(path for path in (shared_data / "bad_media").rglob("*") if path.is_file())
     result = tvnet(*files, "-o", tmp_path / "f.h5", "--json")
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {one["video_id"]: one["code"] for one in found if one["status"] == "failed"} == NO_ROW
     with h5py.File(tmp_path / "f.h5") as file:
-        rows = set(file["video_id"].asstr()[:])
+        assert set(file["video_id"].asstr()[:]) == {path.name for path in files} - NO_ROW.keys()
         assert all(np.isfinite(file[name][:]).all() for name in ("flow/global_pool", "flow/inception_4e_output"))
-    listed = [line.strip() for line in result.stderr.split("videos failed:")[1].splitlines()]
-    failed = {line.split(": ")[0]: line.split(": ", 1)[1] for line in listed if ": " in line}
-    assert rows | failed.keys() == {path.name for path in files}
-    assert not rows & failed.keys()
-    assert all(reason.startswith(REASONS) for reason in failed.values()), failed
-    broken = {path.name for path in files if path.parent.name in ("corrupt", "audio_only", "tiny", "odd_name")}
-    assert failed.keys() == broken
+        assert not file["bad_packets"][:].any()
 
 
 @pytest.mark.parametrize("num_frames", [250])

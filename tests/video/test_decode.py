@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
+import socket
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import av
 import cv2
 import numpy as np
 import pytest
-from films import numbered_picture, read_number, write_film
+from films import numbered_picture, read_number, without_privileges, write_film
+from PIL import Image
 
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import REASONS, VideoReadError
 from tvnet_cli.video import decode
 from tvnet_cli.video.decode import VideoClips, read_clips, read_frames, scan, scan_by_decoding, upright_rgb
 
@@ -201,6 +204,60 @@ def test_a_film_with_many_bad_packets_is_refused_with_their_number(tmp_path):
         read_clips(film)
 
 
+def test_a_few_bad_packets_are_passed_over_and_counted(tmp_path):
+    film = write_film(tmp_path / "film.mp4", 200, options={"g": "1", "preset": "ultrafast"})
+    with av.open(str(film)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(film.read_bytes())
+    for number in (20, 90, 150):
+        place, size = places[number]
+        content[place : place + size] = b"\xff" * size
+    film.write_bytes(content)
+    clips = read_clips(film)
+    assert (clips.num_frames, clips.bad_packets) == (197, 3)
+    shown = [number for number in range(200) if number not in (20, 90, 150)]
+    assert numbers_shown(clips) == np.array(shown)[clips.frame_index].tolist()
+    assert clips.notes == ("3 of 200 packets cannot be decoded (Invalid data found when processing input)",)
+
+
+def test_a_film_that_is_still_being_written_is_refused(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "film.ts", 100)
+    whole = decode.scan
+
+    def written_to(path: Path):
+        found = whole(path)
+        with path.open("ab") as file:
+            file.write(bytes(188))
+        return found
+
+    monkeypatch.setattr(decode, "scan", written_to)
+    with pytest.raises(VideoReadError, match="it changed while it was read") as caught:
+        read_clips(film)
+    assert caught.value.code == "changed"
+
+
+def test_a_disk_that_fails_in_the_middle_is_no_damage_to_the_film(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "film.mp4", 100)
+    packets = decode._packets
+
+    def broken_off(*arguments):
+        for number, packet in enumerate(packets(*arguments)):
+            if number == 50:
+                raise av.error.FFmpegError(errno.EIO, "Input/output error")
+            yield packet
+
+    monkeypatch.setattr(decode, "_packets", broken_off)
+    assert read_clips(film).num_frames == 50  # demuxers say so of films that are cut off, too
+
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(VideoReadError, match="cannot read: Input/output error") as caught:
+        read_clips(film)
+    assert caught.value.code == "unreadable"
+
+
 def not_a_video(path: Path) -> None:
     path.write_text("not a video")
 
@@ -209,8 +266,13 @@ def empty(path: Path) -> None:
     path.touch()
 
 
-def header_only(path: Path) -> None:
+def half_a_header(path: Path) -> None:
     cut(write_film(path, 50), 0.02)
+
+
+def header_only(path: Path) -> None:
+    content = write_film(path, 50, container_options={"movflags": "faststart"}).read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 4])
 
 
 def sound_only(path: Path) -> None:
@@ -238,25 +300,129 @@ def tiny(path: Path) -> None:
     write_film(path, 9, picture=lambda number: np.zeros((8, 40), np.uint8))
 
 
+def huge_by_its_header(path: Path) -> None:
+    path.write_bytes(b"YUV4MPEG2 W9000 H9000 F25:1 C420\nFRAME\n" + bytes(1000))
+
+
+def huge_from_its_fourth_frame_on(path: Path) -> None:
+    parts = []
+    for number, side in enumerate((64, 8200)):
+        part = path.with_name(f"{number}.mjpeg")
+        black = np.zeros((side, side), np.uint8)
+        write_film(part, 3, codec="mjpeg", pixel_format="yuvj420p", picture=lambda number, black=black: black)
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+
+
+def huge_when_resized(path: Path) -> None:
+    size = (65_000).to_bytes(2, "little") + (16).to_bytes(2, "little")
+    header = b"GIF89a" + size + bytes.fromhex("f00000 000000 ffffff")
+    path.write_bytes(header + bytes.fromhex("2c 00000000") + size + bytes.fromhex("00 02 02 4401 00 3b"))
+
+
+def encrypted(path: Path) -> None:
+    key = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb", "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}
+    write_film(path, 9, container_options={"encryption_scheme": "cenc-aes-ctr", **key})
+
+
+def encrypted_matroska(path: Path) -> None:
+    """A track with one element more, which says how it is encrypted; the padding before the tracks makes room."""
+    content = bytearray(write_film(path.with_suffix(".mkv"), 9).read_bytes())
+    encodings = bytes.fromhex("6d8094 624091 50338101 50358a 47e18105 47e2836b6579")  # ContentEncodings ... KeyID "key"
+    padding = content.index(bytes.fromhex("ec01000000"))
+    tracks = content.index(bytes.fromhex("1654ae6b40"), padding)
+    track = content.index(bytes.fromhex("ae01000000"), tracks)
+    content[track + 9 : track + 9] = encodings
+    for size, change in ((track + 8, len(encodings)), (tracks + 5, len(encodings)), (padding + 8, -len(encodings))):
+        content[size] += change
+    del content[padding + 9 : padding + 9 + len(encodings)]
+    path.write_bytes(content)
+
+
+def unknown_codec(path: Path) -> None:
+    write_film(path, 9)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+
+
+def list_of_files(path: Path) -> None:
+    write_film(path.with_name("other.mp4"), 9)
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+
+
+def address(path: Path) -> None:
+    path.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n")
+
+
+def socket_file(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("make", "code", "reason"),
     [
-        (not_a_video, "cannot open: not a video, or damaged"),
-        (empty, "the file is empty"),
-        (header_only, "cannot open|no decodable frame"),
-        (sound_only, "no video stream"),
-        (sound_with_cover_picture, "no video stream"),
-        (tiny, "too small: 40 x 8 pixels"),
-        (lambda path: path.mkdir(), "cannot open|not a video"),
-        (lambda path: None, "no such file"),
+        (not_a_video, "cannot_open", "cannot open: not a video, or damaged"),
+        (empty, "empty", "the file is empty"),
+        (half_a_header, "cannot_open", "cannot open: not a video, or damaged"),
+        (header_only, "no_decodable_frame", "no decodable frame"),
+        (sound_only, "no_video_stream", "no video stream"),
+        (sound_with_cover_picture, "no_video_stream", "no video stream"),
+        (tiny, "too_small", "too small: 40 x 8 pixels"),
+        (huge_by_its_header, "too_large", "too large: 9000 x 9000 pixels, at most 67,108,864 are taken"),
+        (huge_from_its_fourth_frame_on, "too_large", "too large: 8200 x 8200 pixels"),
+        (huge_when_resized, "too_large", "too large: 1040000 x 256 pixels"),
+        (encrypted, "encrypted", "encrypted"),
+        (encrypted_matroska, "encrypted", "encrypted"),
+        (unknown_codec, "no_decoder", "no decoder for its video stream"),
+        (list_of_files, "cannot_open", "cannot open: a list of other files"),
+        (address, "cannot_open", "cannot open: not a video"),
+        (lambda path: path.mkdir(), "not_a_file", "cannot open: a folder is no file"),
+        (os.mkfifo, "not_a_file", "cannot open: a pipe, device or socket is no file"),
+        (socket_file, "not_a_file", "cannot open: a pipe, device or socket is no file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not_a_file", "cannot open: a pipe, device or socket is no file"),
+        (lambda path: path.symlink_to(path), "unreadable", "cannot open: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("gone.mp4"), "no_such_file", "no such file"),
+        (lambda path: None, "no_such_file", "no such file"),
     ],
 )
-def test_what_cannot_be_read_has_one_clear_reason(tmp_path, make, reason):
-    path = tmp_path / "film.mp4"
+def test_what_cannot_be_read_has_one_clear_reason(tmp_path, monkeypatch, make, code, reason):
+    monkeypatch.chdir(tmp_path)  # a path of a socket must be short
+    path = Path("film.mp4")
     make(path)
     with pytest.raises(VideoReadError, match=reason) as caught:
         read_clips(path)
+    assert caught.value.code == code
+    assert code in REASONS
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_file_can_have_is_no_such_file(tmp_path):
+    for name in ("a\0b.mp4", "film.mp4/inside.mp4"):
+        (tmp_path / "film.mp4").touch()
+        with pytest.raises(VideoReadError, match="no such file"):
+            read_clips(tmp_path / name)
+    with pytest.raises(VideoReadError, match="cannot open: File name too long"):
+        read_clips(tmp_path / f"{'x' * 300}.mp4")
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "film.mp4", 9)
+    (tmp_path / "folder").mkdir()
+    for path in (film, tmp_path / "folder"):
+        path.chmod(0)
+    with without_privileges(tmp_path, monkeypatch):
+        for path in ("film.mp4", "folder", "folder/film.mp4"):
+            with pytest.raises(VideoReadError, match="cannot open: Permission denied") as caught:
+                read_clips(Path(path))
+            assert caught.value.code == "unreadable"
+
+
+def test_a_name_with_a_pattern_is_one_picture(tmp_path):
+    for number, name in enumerate(("000.png", "001.png", "%03d.png")):
+        Image.fromarray(numbered_picture(number)).save(tmp_path / name)
+    clips = read_clips(tmp_path / "%03d.png")
+    assert clips.num_frames == 1
+    assert numbers_shown(clips)[0][0] == 2
 
 
 @pytest.mark.parametrize(

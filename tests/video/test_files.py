@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from films import without_privileges
 
 from tvnet_cli.errors import DatasetError
 from tvnet_cli.video.files import find_videos
@@ -51,6 +52,23 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "set")
     assert ids(tmp_path / "set") == ["link/a.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_fails_like_a_video_and_its_neighbours_do_not(tmp_path, monkeypatch):
+    touch(*(tmp_path / name for name in ("a.mp4", "b/c.mp4", "shut/d.mp4", "e.mp4/f.mp4")))
+    (tmp_path / "shut").chmod(0)
+    with without_privileges(tmp_path, monkeypatch):
+        assert ids(Path()) == ["a.mp4", "b/c.mp4", "e.mp4/f.mp4", "shut/"]
+        assert ids(Path("shut")) == ["shut/"]
+        assert ids(Path("shut/d.mp4"), Path("a.mp4")) == ["a.mp4", "d.mp4"]
+    (tmp_path / "shut").chmod(0o755)
+
+
+def test_a_link_to_itself_is_a_video_that_fails(tmp_path):
+    (tmp_path / "a.mp4").symlink_to("a.mp4")
+    (tmp_path / "b").symlink_to("b")
+    touch(tmp_path / "c.mp4")
+    assert ids(tmp_path, tmp_path / "a.mp4") == ["a.mp4", "c.mp4"]
 
 
 def test_nothing_found_is_an_error_that_says_where_and_what_for(tmp_path):

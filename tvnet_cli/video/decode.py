@@ -35,6 +35,10 @@ _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.p
 
 _DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES}
 
+# A film must not lead to addresses, and %03d.png is one picture and not a hundred.
+_THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none"}
+_LISTS = {"concat", "dash", "hls", "imf"}
+
 # Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
 # then all frames up to the last one are decoded, and so checked.
 _UNSURE = {"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "vp8", "mpeg"}
@@ -354,9 +358,8 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     """The container and its first true video stream; cover pictures of sound files do not count."""
     _require_file(path)
     try:
-        # The scheme keeps names such as "a:b.mp4" from being taken for an address; what calls itself a film and is a
-        # list of addresses leads nowhere.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_LENIENT)
+        # The scheme keeps names such as "a:b.mp4" from being taken for an address.
+        container = av.open(f"file:{path}", options=_THIS_FILE_ALONE, **_LENIENT)
     except FileNotFoundError:
         raise VideoReadError("no such file", "no_such_file") from None
     except PermissionError as error:
@@ -367,6 +370,8 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         _require_readable(path, error)
         raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})", "cannot_open") from error
     with container:
+        if container.format.name in _LISTS:
+            raise VideoReadError("cannot open: a list of other files, not a video", "cannot_open")
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:

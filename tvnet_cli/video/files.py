@@ -32,7 +32,8 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
     paths : iterable of Path
         A folder gives its files with a known video suffix, at any depth, without hidden ones and the ``.flow.mp4``
         that ``tvnet flow`` writes; their ids are POSIX paths relative to it. A file is taken whatever its suffix,
-        and so is a path that does not exist, so that it fails under its own name; its id is its name.
+        and so is a path that does not exist, so that it fails under its own name; its id is its name. A folder that
+        cannot be read fails like a video too; its id is its own path and ends in ``/``.
 
     Returns
     -------
@@ -41,15 +42,15 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
     Raises
     ------
     DatasetError
-        If nothing is found, if a folder cannot be read, or if two different files would have the same id.
+        If nothing is found, or if two different files would have the same id.
     """
     found: dict[str, Video] = {}
     looked_in = []
     for path in paths:
         looked_in.append(str(path))
-        for video in _walk(path) if path.is_dir() else [Video(_text(path.name), path)]:
+        for video in _walk(path) if os.path.isdir(path) else [Video(_text(path.name), path)]:  # noqa: PTH112
             known = found.setdefault(video.video_id, video)
-            if known is not video and known.path.resolve() != video.path.resolve():
+            if known is not video and os.path.realpath(known.path) != os.path.realpath(video.path):
                 raise DatasetError(
                     f"two files have the id {video.video_id!r}: {_text(known.path)} and {_text(video.path)}; "
                     "give their common folder instead, or write them to two feature files"
@@ -63,9 +64,14 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
 
 
 def _walk(folder: Path) -> Iterator[Video]:
-    """The videos below a folder; links are followed, each real folder once."""
+    """The videos below a folder, and the folders that cannot be read; links are followed, each real folder once."""
     seen = set()
-    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
+    unreadable: list[Path] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(Path(error.filename or folder))
+
+    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(place)
         if real in seen:
             subfolders.clear()
@@ -77,10 +83,9 @@ def _walk(folder: Path) -> Iterator[Video]:
             hidden, flow_film = name.startswith("."), name.endswith(FLOW_FILM)
             if path.suffix.lower() in VIDEO_SUFFIXES and not hidden and not flow_film:
                 yield Video(_text(path.relative_to(folder).as_posix()), path)
-
-
-def _unreadable_folder(error: OSError) -> None:
-    raise DatasetError(f"cannot read the folder {error.filename}: {error.strerror}")
+    for path in unreadable:
+        name = folder.name if path == folder else path.relative_to(folder).as_posix()
+        yield Video(f"{_text(name)}/", path)
 
 
 def _text(name: object) -> str:
