@@ -57,6 +57,13 @@ def test_a_run_has_a_beginning_its_videos_and_an_end(tmp_path):
         assert abs((time - before).total_seconds()) < 60
 
 
+def test_no_address_tells_its_secrets(tmp_path, monkeypatch):
+    words = ["features", "a b.mp4?", "https://me:secret@host/a.mp4?signature=secret"]
+    monkeypatch.setattr("sys.argv", ["tvnet", *words])
+    EventLog(tmp_path / "log.jsonl").started()
+    assert events(tmp_path / "log.jsonl")[0]["command"] == ["tvnet", *words[:2], "https://host/a.mp4"]
+
+
 def test_runs_are_appended_and_told_apart(tmp_path):
     for _ in range(2):
         EventLog(tmp_path / "log.jsonl").ended(0)

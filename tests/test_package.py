@@ -27,7 +27,7 @@ FLOORS = [
     {"flow"},
     {"video"},
     {"recipe", "device", "interrupt", "log"},
-    {"options", "errors"},
+    {"options", "errors", "url"},
 ]
 
 

@@ -33,6 +33,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> tuple[torch.device, ...]:
+    """The devices called by names with commas between them, such as ``cuda:0,cuda:1``; ``all`` is every GPU.
+
+    Raises
+    ------
+    DeviceError
+        If one is not there, or there is no such device.
+    ValueError
+        If several are named that cannot share the work.
+    """
+    if names == "all":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DeviceError("all GPUs were asked for, but PyTorch sees no CUDA device here; use --device cpu or auto")
+        return tuple(torch.device("cuda", index) for index in range(count))
+    wanted = [name.strip() for name in names.split(",")]
+    if len(wanted) > 1:
+        if any(name.partition(":")[0] != "cuda" for name in wanted):
+            raise ValueError(f"several devices are several GPUs, such as cuda:0,cuda:1, not {names}")
+        wanted = [name if ":" in name else "cuda:0" for name in wanted]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"{names} names a device twice")
+    return tuple(choose_device(name) for name in wanted)
+
+
 @contextmanager
 def thread_pool(number: int) -> Iterator[ThreadPoolExecutor]:
     """Threads in each of which torch computes alone; at the end, work that has not begun is dropped.

@@ -33,6 +33,7 @@ Reason = Literal[
     "timeout",
     "out_of_memory",
     "decoder_crashed",
+    "network",
     "unexpected",
 ]
 
@@ -53,6 +54,7 @@ REASONS: dict[Reason, str] = {
     "damaged": "more than 5 % of its packets cannot be decoded",
     "timeout": "decoding took longer than --timeout",
     "out_of_memory": "decoding needs more than --decoder-memory",
+    "network": "the server of its address cannot be reached, or breaks off",
     "decoder_crashed": "the process that decoded it broke down",
     "unexpected": "an error that nobody thought of: please report it",
 }

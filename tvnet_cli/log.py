@@ -16,6 +16,7 @@ from typing import Any
 
 from tvnet_cli import __version__
 from tvnet_cli.errors import OutputError, TVNetError
+from tvnet_cli.url import shown
 
 
 class EventLog:
@@ -51,7 +52,7 @@ class EventLog:
         """The run begins its work, of which these are the facts."""
         self._started = True
         where = {"host": socket.gethostname(), "pid": os.getpid(), "folder": str(Path.cwd())}
-        self.write("started", version=__version__, command=["tvnet", *sys.argv[1:]], **where, **facts)
+        self.write("started", version=__version__, command=["tvnet", *map(shown, sys.argv[1:])], **where, **facts)
 
     def video(self, summary: dict[str, object]) -> None:
         """What became of one video."""

@@ -220,7 +220,7 @@ def test_as_many_videos_are_in_memory_as_are_at_work(tmp_path, films, monkeypatc
 
 def test_by_default_each_core_has_a_pass_while_one_more_video_is_read():
     for cores in (1, 2, 5, 16, 64):
-        computed = extractor._default_jobs(torch.device("cpu"), cores, num_clips=25) - 1
+        computed = extractor.default_jobs(torch.device("cpu"), cores, num_clips=25) - 1
         assert 5 * computed >= cores
         assert 5 * (computed - 1) <= cores
 

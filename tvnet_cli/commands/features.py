@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from tvnet_cli.commands.common import (
-    DEVICE,
     FAILED,
     INTERRUPTED,
     LOG_FILE,
@@ -33,12 +32,23 @@ from tvnet_cli.options import (
     ExtractOptions,
     Stream,
 )
-from tvnet_cli.video.files import find_videos
+from tvnet_cli.url import is_url
+from tvnet_cli.video.files import find_sources
+
+
+class _Place(click.Path):
+    """A path, or text that is an address."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and is_url(value) else super().convert(value, param, ctx)
+
+
+PLACE = _Place(path_type=Path)
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=PATH, metavar="DIR|FILE...")
-@click.option("--from-file", type=click.File("rb"), help="Also read paths from this list, one a line; - is stdin.")
+@click.argument("places", nargs=-1, type=PLACE, metavar="DIR|FILE|URL...")
+@click.option("--from-file", type=click.File("rb"), help="Also read paths and URLs from this list; - is stdin.")
 @click.option("-o", "--output", type=PATH, default="features.h5", show_default=True, help="The HDF5 feature file.")
 @click.option(
     "--weights",
@@ -60,7 +70,13 @@ from tvnet_cli.video.files import find_videos
     show_default=True,
     help="What the networks compute in; bfloat16 is for machines with instructions for it.",
 )
-@DEVICE
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda[:i], several such as cuda:0,cuda:1, or all: every GPU.",
+    shell_complete=complete("auto", "cpu", "cuda", "all"),
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -93,7 +109,7 @@ from tvnet_cli.video.files import find_videos
 @with_clear_errors
 @with_log
 def features(
-    paths: tuple[Path, ...],
+    places: tuple[Path | str, ...],
     from_file: Any,
     output: Path,
     weights: tuple[str, ...],
@@ -116,8 +132,8 @@ def features(
     features, averaged over the clips and L2-normalised. A run that was stopped goes on where it was; --batch-size
     and -j change speed and memory, not results.
     """
-    paths += tuple(_listed_paths(from_file)) if from_file else ()
-    if not paths:
+    places += tuple(_listed_places(from_file)) if from_file else ()
+    if not places:
         raise click.UsageError("give folders or video files, or --from-file LIST")
     options = ExtractOptions(streams=_parse_streams(streams), dtype=dtype)
     try:
@@ -125,32 +141,35 @@ def features(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
-    videos = find_videos(paths)
+    videos = find_sources(places)
 
     # From here on torch is needed; --help answers without it.
-    from tvnet_cli.device import choose_device
+    from tvnet_cli.device import choose_devices
     from tvnet_cli.features.extract import extract_features
     from tvnet_cli.features.extractor import recipe
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
 
-    chosen = choose_device(device)
+    try:
+        devices = choose_devices(device)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from error
     models = load_models(weights, options.streams)
     log.started(
         videos=len(videos),
         output=str(output),
-        device=str(chosen),
-        recipe=recipe(options, models, chosen),
+        device=",".join(map(str, devices)),
+        recipe=recipe(options, models, devices[0]),
     )
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress:
         for model in models.values():
-            progress.announce(model, chosen)
+            progress.announce(model, ", ".join(map(str, devices)))
         results = extract_features(
             videos,
             output,
             models,
-            device=chosen,
+            device=devices,
             batch_size=batch_size,
             jobs=jobs,
             overwrite=overwrite,
@@ -171,12 +190,12 @@ def features(
         sys.exit(INTERRUPTED if interrupted else FAILED)
 
 
-def _listed_paths(lines: Iterator[bytes]) -> Iterator[Path]:
-    """Paths, one a line, as bytes of the file system; empty lines do not count."""
+def _listed_places(lines: Iterator[bytes]) -> Iterator[Path | str]:
+    """Paths as bytes of the file system, and addresses, one a line; empty lines do not count."""
     for line in lines:
-        name = line.rstrip(b"\r\n")
+        name = os.fsdecode(line.rstrip(b"\r\n"))
         if name:
-            yield Path(os.fsdecode(name))
+            yield name if is_url(name) else Path(name)
 
 
 def _parse_streams(text: str) -> tuple[Stream, ...]:

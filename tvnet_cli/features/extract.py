@@ -12,10 +12,11 @@ import torch
 
 from tvnet_cli.device import thread_pool
 from tvnet_cli.errors import VideoReadError
-from tvnet_cli.features.extractor import Extractor, Models
+from tvnet_cli.features.devices import Extractors
+from tvnet_cli.features.extractor import Models
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.options import DecodeLimits, ExtractOptions
-from tvnet_cli.video.files import Video
+from tvnet_cli.video.files import RemoteVideo, Video
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class VideoResult:
 
 
 def extract_features(
-    videos: Sequence[Video],
+    videos: Sequence[Video | RemoteVideo],
     output: Path,
     models: Models,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Sequence[torch.device] = "cpu",
     batch_size: int | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
@@ -71,14 +72,14 @@ def extract_features(
 
     Parameters
     ----------
-    videos : sequence of Video
-        From ``tvnet_cli.video.files.find_videos``.
+    videos : sequence of Video or RemoteVideo
+        From ``tvnet_cli.video.files.find_videos`` or ``find_sources``.
     output : Path
         The feature file. Videos that it holds already are skipped.
     models : dict of stream to StreamModel
         From ``tvnet_cli.network.weights.load_models``; their networks stay as they are.
-    device : torch.device or str
-        See ``tvnet_cli.device.choose_device``.
+    device : torch.device or str, or a sequence of torch.device
+        See ``tvnet_cli.device.choose_device`` and ``choose_devices``; several share the videos.
     batch_size : int, optional
         Clips whose flow is computed at once, at most a pass of the network. Decides memory and speed, not results.
     jobs : int, optional
@@ -101,12 +102,13 @@ def extract_features(
         If ``output`` is no feature file or was made by another recipe.
     """
     options = options or ExtractOptions(streams=tuple(models))
-    extractor = Extractor(models, options, device, batch_size=batch_size, limits=limits)
+    devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
+    extractor = Extractors(models, options, devices, batch_size=batch_size, jobs=jobs, limits=limits)
 
-    def work(video: Video) -> VideoResult:
+    def work(video: Video | RemoteVideo) -> VideoResult:
         started = time.perf_counter()
         try:
-            row = extractor.row(video.path)
+            row = extractor.row(video.place)
         except VideoReadError as error:
             return VideoResult(video.video_id, "failed", reason=str(error), code=error.code, error=error)
         store.add(video.video_id, row.values)
@@ -124,7 +126,7 @@ def extract_features(
     with (
         FeatureStore(output, extractor.recipe, overwrite) as store,
         extractor,
-        thread_pool(jobs or extractor.jobs) as at_work,
+        thread_pool(extractor.jobs) as at_work,
     ):
         todo = [video for video in videos if video.video_id not in store]
         yield from (VideoResult(video.video_id, "skipped") for video in videos if video.video_id in store)

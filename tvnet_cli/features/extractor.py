@@ -101,7 +101,7 @@ class Extractor:
             raise ValueError(f"the options ask for the streams {options.streams}, the models are for {tuple(models)}")
         self.options, self.device = options, torch.device(device)
         self.recipe = recipe(options, models, self.device)
-        self.jobs = _default_jobs(self.device, torch.get_num_threads(), options.num_clips)
+        self.jobs = default_jobs(self.device, torch.get_num_threads(), options.num_clips)
         self._models, self._batch_size = models, batch_size or _default_batch_size(self.device)
         self._clips = ClipReader(options, limits or DecodeLimits())
 
@@ -123,15 +123,15 @@ class Extractor:
     ) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def row(self, path: Path) -> VideoRow:
-        """The row of one video; the thread that asks mostly waits.
+    def row(self, place: Path | str) -> VideoRow:
+        """The row of one video, a file or text that is an address; the thread that asks mostly waits.
 
         Raises
         ------
         VideoReadError
             If the video cannot be read. Whatever else is raised is no fault of it.
         """
-        clips = self._clips.read(path)
+        clips = self._clips.read(place)
         return VideoRow({**self.features(clips), **_frames_used(clips)}, clips.num_frames, clips.padded, clips.notes)
 
     def features(self, clips: VideoClips) -> dict[str, ArrayLike]:
@@ -215,7 +215,7 @@ def _default_batch_size(device: torch.device) -> int:
     return max(1, min(DEFAULT_BATCH_SIZE["cuda"], int(free / GPU_BYTES_PER_CLIP)))
 
 
-def _default_jobs(device: torch.device, cores: int, num_clips: int) -> int:
+def default_jobs(device: torch.device, cores: int, num_clips: int) -> int:
     """So many that each core has a pass while the next video is read; a GPU is fast, and all cores read for it."""
     if device.type == "cuda":
         return max(2, cores)

@@ -13,10 +13,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from errno import EPERM
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import av
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from tvnet_cli.errors import FrameListError, VideoReadError
 from tvnet_cli.options import MAX_FRAME_PIXELS, MIN_FRAME_SIDE, ExtractOptions
 from tvnet_cli.video.clips import clip_frames
+from tvnet_cli.video.remote import RemoteFilm
 
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
 MAX_BAD_PACKETS = 0.05  # share of the packets; clips of a video with more are refused
@@ -77,7 +79,7 @@ class VideoScan:
 
     Attributes
     ----------
-    path : Path
+    path : Path or RemoteFilm
     pts_seconds : ndarray, (T,), float64, seconds
         Times of the frames in the order they are shown, from the container; NaN where it has none.
     pts : ndarray, (T,), int64, or None
@@ -92,7 +94,7 @@ class VideoScan:
         None: as far as the scan can tell, all of it can be decoded.
     """
 
-    path: Path
+    path: Path | RemoteFilm
     pts_seconds: NDArray[np.float64] = field(repr=False)
     pts: NDArray[np.int64] | None = field(default=None, repr=False)
     keys: tuple[KeyFrame, ...] = field(default=(), repr=False)
@@ -134,7 +136,7 @@ class VideoClips:
 
 
 def read_clips(
-    path: Path,
+    path: Path | RemoteFilm,
     num_clips: int = ExtractOptions.num_clips,
     clip_length: int = ExtractOptions.clip_length,
     short_side: int = ExtractOptions.short_side,
@@ -144,7 +146,7 @@ def read_clips(
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemoteFilm
     num_clips, clip_length : int
         See ``tvnet_cli.video.clips.clip_frames``.
     short_side : int, pixels
@@ -206,7 +208,7 @@ def refuse_damaged(video: VideoScan) -> None:
         raise VideoReadError(f"damaged{at}: {video.damage.reason}", "damaged")
 
 
-def scan(path: Path) -> VideoScan:
+def scan(path: Path | RemoteFilm) -> VideoScan:
     """The frame list of a video from its packets, without decoding; by decoding where the packets do not tell.
 
     Raises
@@ -243,7 +245,7 @@ def scan(path: Path) -> VideoScan:
     return VideoScan(path, seconds, times, () if unsure else tuple(key_frames), time_base, notes, damage)
 
 
-def scan_by_decoding(path: Path) -> VideoScan:
+def scan_by_decoding(path: Path | RemoteFilm) -> VideoScan:
     """The frame list of a video, made by decoding all of it. Packets that cannot be decoded are passed over.
 
     Raises
@@ -354,12 +356,11 @@ def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Path | RemoteFilm) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first true video stream; cover pictures of sound files do not count."""
     _require_file(path)
     try:
-        # The scheme keeps names such as "a:b.mp4" from being taken for an address.
-        container = av.open(f"file:{path}", options=_THIS_FILE_ALONE, **_LENIENT)
+        container = _container(path)
     except FileNotFoundError:
         raise VideoReadError("no such file", "no_such_file") from None
     except PermissionError as error:
@@ -389,8 +390,28 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         yield container, stream
 
 
-def _require_file(path: Path) -> tuple[int, int]:
+def _container(path: Path | RemoteFilm) -> av.container.InputContainer:
+    container: av.container.InputContainer
+    if isinstance(path, RemoteFilm):
+        path.seek(0)
+        container = av.open(path, io_open=_refuse_to_open, **_LENIENT)
+    else:
+        # The scheme keeps names such as "a:b.mp4" from being taken for an address.
+        container = av.open(f"file:{path}", options=_THIS_FILE_ALONE, **_LENIENT)
+    return container
+
+
+def _refuse_to_open(*_: object) -> NoReturn:
+    """What comes from elsewhere leads nowhere either, neither there nor here."""
+    raise PermissionError(EPERM, "a film is one file")
+
+
+def _require_file(path: Path | RemoteFilm) -> tuple[int, int]:
     """Size and time of a file with something in it; pipes and devices, which may never answer, are not opened."""
+    if isinstance(path, RemoteFilm):
+        if not path.size:
+            raise VideoReadError("the file is empty", "empty")
+        return path.size, 0
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -407,10 +428,10 @@ def _require_file(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _require_readable(path: Path, error: Exception) -> None:
+def _require_readable(path: Path | RemoteFilm, error: Exception) -> None:
     """Demuxers say "input/output error" of films that are cut off too: then read the file without them."""
-    if getattr(error, "errno", None) not in _DISK_ERRORS:
-        return
+    if isinstance(path, RemoteFilm) or getattr(error, "errno", None) not in _DISK_ERRORS:
+        return  # a remote film knows itself what became of it
     try:
         with path.open("rb") as file:
             while file.read(1 << 20):
@@ -470,7 +491,8 @@ class _TolerantDecoder:
     def _remember(self, error: Exception) -> None:
         if isinstance(error, MemoryError):  # what is decoded must not depend on how much memory there is
             raise error
-        _require_readable(Path(self.container.name.removeprefix("file:")), error)
+        if self.container.name.startswith("file:"):
+            _require_readable(Path(self.container.name.removeprefix("file:")), error)
         if not self.first_error:
             self.first_error, self.seconds_before_error = _reason(error), self._seconds
 
@@ -546,7 +568,7 @@ def _last_key(video: VideoScan, number: int) -> KeyFrame | None:
 
 
 def _missing_frames(
-    path: Path, promised: int, packets: int, seconds: NDArray[np.float64]
+    path: Path | RemoteFilm, promised: int, packets: int, seconds: NDArray[np.float64]
 ) -> tuple[tuple[str, ...], Damage | None]:
     """A note if the container promises more than there is, and damage if it promises much more."""
     if promised > packets:
@@ -561,7 +583,7 @@ def _missing_frames(
     return (note,) if promised > packets else (), None
 
 
-def _seconds_stated_and_found(path: Path, seconds: NDArray[np.float64]) -> tuple[float, float]:
+def _seconds_stated_and_found(path: Path | RemoteFilm, seconds: NDArray[np.float64]) -> tuple[float, float]:
     """How long a container says that it is, and is: a film cut off looks whole where no frames are counted."""
     with _opened(path) as (container, _):
         stated = (container.duration or 0) / av.time_base

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from tvnet_cli.errors import DatasetError
+from tvnet_cli.url import shown, url_name, url_way
+from tvnet_cli.video.remote import list_folder, require_way
 
 VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf "
     ".nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
-FLOW_FILM = ".flow.mp4"  # what `tvnet flow` leaves beside a film is no film to work on
+FLOW_FILM = ".flow.mp4"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,22 @@ class Video:
 
     video_id: str
     path: Path
+
+    @property
+    def place(self) -> Path:
+        """What is to be read."""
+        return self.path
+
+
+@dataclass(frozen=True)
+class RemoteVideo:
+    """A film elsewhere; its address may hold secrets."""
+
+    video_id: str
+    place: str = field(repr=False)
+
+
+AnyVideo = TypeVar("AnyVideo", Video, Video | RemoteVideo)
 
 
 def find_videos(paths: Iterable[Path]) -> list[Video]:
@@ -44,23 +63,84 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
     DatasetError
         If nothing is found, or if two different files would have the same id.
     """
-    found: dict[str, Video] = {}
-    looked_in = []
-    for path in paths:
-        looked_in.append(str(path))
-        for video in _walk(path) if os.path.isdir(path) else [Video(_text(path.name), path)]:  # noqa: PTH112
-            known = found.setdefault(video.video_id, video)
-            if known is not video and os.path.realpath(known.path) != os.path.realpath(video.path):
-                raise DatasetError(
-                    f"two files have the id {video.video_id!r}: {_text(known.path)} and {_text(video.path)}; "
-                    "give their common folder instead, or write them to two feature files"
-                )
+    paths = list(paths)
+    return _by_id((video for path in paths for video in _videos(path)), paths)
+
+
+def find_sources(places: Sequence[Path | str]) -> list[Video | RemoteVideo]:
+    """All videos in folders, among files, and elsewhere, sorted by id.
+
+    Parameters
+    ----------
+    places : sequence of Path or str
+        Paths are those of ``find_videos``; text is an address, such as ``s3://bucket/films``. Where the way there knows
+        folders, that of one gives its files by the rules for folders. Any other is that of a film; its id is its
+        last part, without what follows ``?``.
+
+    Returns
+    -------
+    list of Video and RemoteVideo
+
+    Raises
+    ------
+    DatasetError
+        As ``find_videos``, and if there is no way to an address.
+    """
+    ways = {url_way(place): place for place in places if isinstance(place, str)}
+    for url in ways.values():
+        require_way(url)
+    found = (video for place in places for video in (_videos(place) if isinstance(place, Path) else _elsewhere(place)))
+    return _by_id(found, places)
+
+
+def _by_id(videos: Iterable[AnyVideo], looked_in: Iterable[Path | str]) -> list[AnyVideo]:
+    found: dict[str, AnyVideo] = {}
+    for video in videos:
+        known = found.setdefault(video.video_id, video)
+        if known is not video and _real(known) != _real(video):
+            raise DatasetError(
+                f"two files have the id {video.video_id!r}: {_named(known.place)} and {_named(video.place)}; "
+                "give their common folder instead, or write them to two feature files"
+            )
     if not found:
         raise DatasetError(
-            f"no videos in {', '.join(looked_in) or 'an empty list'}: folders are searched for "
+            f"no videos in {', '.join(map(_named, looked_in)) or 'an empty list'}: folders are searched for "
             f"{' '.join(sorted(VIDEO_SUFFIXES))}; name other files one by one"
         )
     return [found[video_id] for video_id in sorted(found)]
+
+
+def _real(video: Video | RemoteVideo) -> str:
+    return os.path.realpath(video.path) if isinstance(video, Video) else video.place
+
+
+def _named(place: Path | str) -> str:
+    return shown(place) if isinstance(place, str) else _text(place)
+
+
+def _videos(path: Path) -> Iterator[Video]:
+    return _walk(path) if os.path.isdir(path) else iter([Video(_text(path.name), path)])  # noqa: PTH112
+
+
+def _elsewhere(url: str) -> Iterator[RemoteVideo]:
+    # A name like that of a film is not asked about: lists are long, and each question takes a while.
+    files = (
+        None
+        if PurePosixPath(url_name(url)).suffix.lower() in VIDEO_SUFFIXES and not url.endswith("/")
+        else list_folder(url)
+    )
+    if files is None:
+        yield RemoteVideo(url_name(url), url)
+        return
+    for name, address in files:
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and _is_film(name):
+            yield RemoteVideo(name, address)
+
+
+def _is_film(name: str) -> bool:
+    """By its name alone; what `tvnet flow` leaves beside a film is none."""
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES and not name.endswith(FLOW_FILM)
 
 
 def _walk(folder: Path) -> Iterator[Video]:
@@ -80,8 +160,7 @@ def _walk(folder: Path) -> Iterator[Video]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            hidden, flow_film = name.startswith("."), name.endswith(FLOW_FILM)
-            if path.suffix.lower() in VIDEO_SUFFIXES and not hidden and not flow_film:
+            if _is_film(name) and not name.startswith("."):
                 yield Video(_text(path.relative_to(folder).as_posix()), path)
     for path in unreadable:
         name = folder.name if path == folder else path.relative_to(folder).as_posix()

@@ -60,8 +60,8 @@ class ClipReader:
         for worker in tuple(self._workers):
             worker.stop()
 
-    def read(self, path: Path) -> VideoClips:
-        """The clips of a video.
+    def read(self, place: Path | str) -> VideoClips:
+        """The clips of a video, a file or text that is an address.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class ClipReader:
             worker = self._taken()
             fresh = not worker.answers
             try:
-                clips = worker.ask(path, self._clips, self.limits)
+                clips = worker.ask(place, self._clips, self.limits)
             except VideoReadError as error:
                 if self._closed:
                     raise RuntimeError("the reader of videos was closed") from None
@@ -126,9 +126,9 @@ class _Worker:
     def runs(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, path: Path, clips: list[int], limits: DecodeLimits) -> VideoClips:
+    def ask(self, place: Path | str, clips: list[int], limits: DecodeLimits) -> VideoClips:
         """What ``read_clips`` gives for these clips."""
-        question = {"path": str(path), "clips": clips, "memory": limits.memory}
+        question = {"place": str(place), "clips": clips, "memory": limits.memory}
         try:
             with _killed_after(limits.timeout, self._process) as expired:
                 found = self._answer(question)

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from tvnet_cli.errors import VideoReadError
+from tvnet_cli.url import is_url
 
 if TYPE_CHECKING:
     from tvnet_cli.video.decode import VideoClips
@@ -46,10 +47,10 @@ def _listen(questions: SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)
 
 
-def _answer(answers: IO[bytes], path: str, clips: list[int], memory: int) -> None:
+def _answer(answers: IO[bytes], place: str, clips: list[int], memory: int) -> None:
     arrays: list[memoryview] = []
     try:
-        found = _read(Path(path), clips, memory)
+        found = _read(place, clips, memory)
         answer = {name: getattr(found, name) for name in ("num_frames", "padded", "notes", "bad_packets")}
         arrays = [memoryview(getattr(found, name)).cast("B") for name in ARRAYS]
     except VideoReadError as error:
@@ -63,12 +64,16 @@ def _answer(answers: IO[bytes], path: str, clips: list[int], memory: int) -> Non
     answers.flush()
 
 
-def _read(path: Path, clips: list[int], memory: int) -> VideoClips:
+def _read(place: str, clips: list[int], memory: int) -> VideoClips:
     from tvnet_cli.video.decode import read_clips
+    from tvnet_cli.video.remote import opened
 
     try:
         with _ends_above(memory):
-            return read_clips(path, *clips)
+            if not is_url(place):
+                return read_clips(Path(place), *clips)
+            with opened(place) as film:
+                return read_clips(film, *clips)
     except MemoryError as error:
         raise VideoReadError("decoding needs more memory than there is", "out_of_memory") from error
 
