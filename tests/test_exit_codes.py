@@ -96,6 +96,8 @@ def test_what_is_done_is_0(words, folder):
         "weights fetch best",
         "bench flow --pairs {tmp}/nowhere",
         "doctor {tmp}/nowhere",
+        "visualize features {tmp}/nowhere.h5",
+        "visualize features {tmp}/film.mp4",
     ],
 )
 def test_what_failed_is_1_and_says_why(words, folder):
@@ -117,6 +119,8 @@ def test_what_failed_is_1_and_says_why(words, folder):
         "flow {tmp}/a.png {tmp}/b.png -o {tmp}/x.doc",
         "flow {tmp}/a.png {tmp}/b.png --tau 0",
         "aslan-eval --measures one",
+        "visualize features {tmp}/film.mp4 -o {tmp}/x.png",
+        "visualize features --neighbours 0",
         "aslan-eval --videos {tmp}",
         "train",
         "train actions",

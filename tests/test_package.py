@@ -22,7 +22,7 @@ FLOORS = [
     {"commands"},
     {"progress", "doctor"},
     {"bench"},
-    {"features", "aslan", "training"},
+    {"features", "aslan", "training", "visualize"},
     {"network"},
     {"flow"},
     {"video"},

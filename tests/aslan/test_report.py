@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from xml.etree import ElementTree
 import av
 import numpy as np
 import pytest
+from browser import chromium, needs_chromium
 from films import write_film
 from pair_files import class_features, pair_numbers, sample_ids, write_csv, write_features
 
@@ -222,27 +221,17 @@ def test_folders_that_are_none_are_errors(tmp_path):
         MiddleFrames(tmp_path / "gone")
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+@needs_chromium
 def test_a_browser_shows_the_page(written, tmp_path):
-    chromium = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1000,3000",
-    ]
-    address = (written / "index.html").as_uri()
-    picture = tmp_path / "page.png"
-    subprocess.run([*chromium, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120)
-    with av.open(str(picture)) as container:
+    with chromium(tmp_path / "profile") as browser:
+        browser.open(written / "index.html", width=1000, height=3000)
+        picture = browser.screenshot()
+        page = Page(browser.value("document.documentElement.outerHTML"))
+        assert browser.errors == []
+    with av.open(io.BytesIO(picture)) as container:
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert shown.shape == (3000, 1000, 3)
     blue = (np.abs(shown.astype(int) - (0x0A, 0x58, 0xCA)).sum(axis=2) < 30).sum()
     assert blue > 200  # the ROC curve
-    dom = subprocess.run([*chromium, "--dump-dom", address], check=True, capture_output=True, timeout=120).stdout
-    page = Page(dom.decode())
     assert len(page.tables["published"]) == 10
     assert len(page.sections) == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tvnet_cli.commands.common import PATH, with_clear_errors
+from tvnet_cli.commands.common import PATH, check_writable, with_clear_errors
 from tvnet_cli.options import (
     BENCH_SUBJECTS,
 )
@@ -30,8 +30,9 @@ def bench(
     when nothing else runs. pip install 'tvnet[bench]' brings the peers; what cannot be measured here is named. Exit
     code 0 whatever is measured.
     """
-    _check_writable(output, ".svg")
-    _check_writable(json_file, ".json")
+    for path, suffix in ((output, ".svg"), (json_file, ".json")):
+        if path:
+            check_writable(path, suffix)
 
     from rich.console import Console
 
@@ -52,13 +53,3 @@ def bench(
         console.print(as_table(report))
     else:
         click.echo(as_text(report))
-
-
-def _check_writable(path: Path | None, suffix: str) -> None:
-    """Before minutes of work, that a file can be written after it."""
-    if path is None:
-        return
-    if path.suffix.lower() != suffix:
-        raise click.UsageError(f"{path} should end in {suffix}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise click.UsageError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no such folder'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -68,6 +69,22 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
         return command
 
     return decorate
+
+
+def check_writable(path: Path, *suffixes: str) -> None:
+    """Before minutes of work, that a file with one of these suffixes can be written after it.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    if path.suffix.lower() not in suffixes:
+        raise click.UsageError(f"{path} should end in {' or '.join(suffixes)}")
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise click.UsageError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no such folder'}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise click.UsageError(f"{path} cannot be written: permission denied")
 
 
 def complete(*words: str) -> Completer:

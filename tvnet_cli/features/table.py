@@ -149,6 +149,8 @@ def read_layers(path: Path) -> dict[str, Source]:
     FeatureFileError
         If the file is not one, is damaged, or holds no video.
     """
+    if path.is_dir():
+        raise FeatureFileError(f"{path} is a folder: a file of tvnet features is needed")
     with readable(path), h5py.File(path, "r") as file:
         if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
             raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features, format {FORMAT_VERSION}")
@@ -194,8 +196,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        raise FeatureFileError(f"{path} is not a readable feature file: {reason}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FeatureFileError(f"{path} is not a readable feature file: {reason.splitlines()[0]}") from error
 
 
 def rows_at_once(num_values: int) -> int:
