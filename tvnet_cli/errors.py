@@ -9,6 +9,7 @@ TVNetError
     OutputError          outputs that cannot be told apart, or that would be written over something
     TrainingError        a training that cannot begin or go on
     DatasetError         a set of inputs that cannot be worked on
+    UnitError            a layer or a unit that a network does not have, or that cannot be drawn
     DeviceError          a device that was asked for and is not there
 """
 
@@ -104,6 +105,10 @@ class TrainingError(TVNetError):
 
 class DatasetError(TVNetError):
     """A set of inputs that cannot be worked on."""
+
+
+class UnitError(TVNetError):
+    """A layer or a unit that a network does not have, or that cannot be drawn."""
 
 
 class DeviceError(TVNetError):

@@ -21,6 +21,7 @@ ChannelOrder = Literal["RGB", "BGR"]
 BatchNorm = Literal["partial", "full", "frozen"]
 InputConvention = Literal["tsn-caffe", "tsn-pytorch"]
 BNStatistics = Literal["variance", "inverse-std"]
+ChannelView = Literal["mean", "xy", "all"]
 FlowFormat = Literal["h5", "flo", "npz", "png", "mp4", "xy-jpg"]
 
 SAMPLERS: tuple[Sampler, ...] = ("authors", "exact", "bicubic")
@@ -29,6 +30,8 @@ FLOW_SOLVERS: tuple[FlowSolver, ...] = ("auto", "torch", "numba", "triton")
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
 BATCH_NORMS: tuple[BatchNorm, ...] = ("partial", "full", "frozen")
 FLOW_FORMATS: tuple[FlowFormat, ...] = ("h5", "flo", "npz", "png", "mp4", "xy-jpg")
+CHANNEL_VIEWS: tuple[ChannelView, ...] = ("mean", "xy", "all")
+SHEET_SUFFIXES = (".png", ".svg", ".pdf")  # of pictures for print
 INPUT_CONVENTIONS: tuple[InputConvention, ...] = ("tsn-caffe", "tsn-pytorch")
 BN_STATISTICS: tuple[BNStatistics, ...] = ("variance", "inverse-std")
 DEFAULT_WEIGHTS: dict[Stream, str] = {"flow": "tvnet50-motion"}  # that come with the program
@@ -37,6 +40,7 @@ DEFAULT_PRESET = "tvnet-50"
 NEIGHBOURS_SHOWN = 12  # of a video, by tvnet visualize features
 MOST_VIDEOS_SHOWN = 3000  # by it; the time of t-SNE and the size of the page grow with them
 MAX_SMOOTHING = 10  # pixels
+MAX_OCTAVE_SCALE = 4  # the canvas of gradient ascent grows to this by an octave
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
 MAX_FRAME_PIXELS = 1 << 26  # 8192 x 8192; what declares more is taken for an attack
 MIN_DECODER_MEMORY = 256  # MiB
@@ -582,6 +586,133 @@ class FlowTrainingOptions:
             raise ValueError(f"crop must be at least {MIN_FRAME_SIDE} pixels, not {self.crop}")
         _require(self, POSITIVE, "learning_rate data_weight")
         _require(self, NOT_NEGATIVE, "clip_norm validate_every seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Octave:
+    """A part of a gradient ascent: so many steps on a canvas of one size.
+
+    Attributes
+    ----------
+    steps : int
+    scale : float
+        By which the canvas is made larger before it.
+    blur : (float, float), pixels
+        Sigma of the Gaussian after the first step, and what it goes towards; the last step falls one short of it.
+    rate : (float, float), grey levels
+        Mean size of the step of a pixel, likewise.
+    """
+
+    steps: int
+    scale: float = 1.0
+    blur: tuple[float, float]
+    rate: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        _require(self, COUNT, "steps")
+        if not 1 <= self.scale <= MAX_OCTAVE_SCALE:
+            raise ValueError(f"an octave's scale must be 1 to {MAX_OCTAVE_SCALE}, not {self.scale:g}")
+        if not all(0 <= sigma <= MAX_SMOOTHING for sigma in self.blur):
+            raise ValueError(f"an octave's blur must be 0 to {MAX_SMOOTHING} pixels, not {_span(self.blur)}")
+        if not all(0 < rate < math.inf for rate in self.rate):
+            raise ValueError(f"an octave's steps must be more than 0 grey levels, not {_span(self.rate)}")
+
+    def at(self, step: int) -> tuple[float, float]:
+        """Blur and rate of a step, counted from 0."""
+        done = step / self.steps
+        blur, rate = (start + (end - start) * done for start, end in (self.blur, self.rate))
+        return blur, rate
+
+    def __str__(self) -> str:
+        """As ``tvnet visualize deepdraw --octave`` takes it."""
+        larger = "" if self.scale == 1 else f"x{self.scale:g}"
+        return f"{self.steps}{larger}:{_span(self.blur)}:{_span(self.rate)}"
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g}-{ends[1]:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """The recipe of ``tvnet visualize deepdraw``.
+
+    Attributes
+    ----------
+    octaves : tuple of Octave
+    leak : float
+        Of its gradient, what passes backwards through a ReLU that is shut; 0: nothing. The way forwards stays as it is.
+    background, noise : float, grey levels
+        Mean and deviation of the Gaussian noise that the canvas begins with. None is 128 for flow, which is no motion,
+        and 200 for RGB, the light ground of DeepDraw.
+    seed : int
+        Of noise and crops, with the number of the unit.
+    """
+
+    octaves: tuple[Octave, ...]
+    leak: float = 0.0
+    background: float | None = None
+    noise: float = 8.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.octaves:
+            raise ValueError("a gradient ascent needs an octave")
+        _require(self, SHARE, "leak")
+        _require(self, NOT_NEGATIVE, "noise seed")
+        if self.background is not None and not 0 <= self.background <= 255:
+            raise ValueError(f"background must be a grey level of 0 to 255, not {self.background:g}")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all octaves."""
+        return sum(octave.steps for octave in self.octaves)
+
+
+# The presets of DeepDraw (https://github.com/auduno/deepdraw) as far as they carry over. `detailed` changes there to
+# the classifiers at half depth of GoogLeNet in its last octaves, which BN-Inception of the TSN models does not have:
+# here all octaves are of the layer that was asked for. `filter` begins there on a ground of 250, which as flow would be
+# a gale. `quick` is ours: `coherent` with a third of the steps.
+DRAW_PRESETS: dict[str, DrawOptions] = {
+    "coherent": DrawOptions(
+        octaves=(
+            Octave(steps=190, blur=(2.5, 0.78), rate=(11, 11)),
+            Octave(steps=450, scale=1.2, blur=(0.936, 0.4), rate=(6, 3)),
+        )
+    ),
+    "detailed": DrawOptions(
+        octaves=(
+            Octave(steps=190, blur=(2.5, 0.78), rate=(11, 11)),
+            Octave(steps=150, scale=1.2, blur=(0.936, 0.78), rate=(6, 6)),
+            Octave(steps=150, scale=1.2, blur=(0.936, 0.44), rate=(6, 3)),
+            Octave(steps=10, blur=(0.44, 0.304), rate=(3, 3)),
+        )
+    ),
+    "filter": DrawOptions(
+        octaves=(
+            Octave(steps=200, blur=(2.5, 1.1), rate=(12, 10)),
+            Octave(steps=100, blur=(1.1, 0.858), rate=(10, 8)),
+            Octave(steps=100, scale=1.05, blur=(0.858, 0.78), rate=(8, 6)),
+            Octave(steps=50, scale=1.05, blur=(0.858, 0.4), rate=(6, 1.5)),
+            Octave(steps=25, scale=1.05, blur=(0.4, 0.3), rate=(1.5, 0.5)),
+        ),
+        leak=0.01,
+    ),
+    "quick": DrawOptions(
+        octaves=(
+            Octave(steps=70, blur=(2.5, 0.78), rate=(11, 11)),
+            Octave(steps=140, scale=1.2, blur=(0.936, 0.4), rate=(6, 3)),
+        )
+    ),
+}
+DEFAULT_DRAW_PRESET = "coherent"
+
+# Columns of `tvnet visualize figure`, as in Figure 2 of the supplement; any layer may stand for the last two.
+FLOW_COLUMNS = ("frame", "tv-l1", "untrained", "trained")
+FIGURE_COLUMNS = (*FLOW_COLUMNS, "global_pool", "fc")
+DEFAULT_ROWS = 3
+FIGURE_LEAK = 0.01  # as in DeepDraw's filter preset
+FIGURE_SCALES = {"num_scales": 3, "zoom_factor": 0.5}  # of its Figure 1
 
 
 # What `tvnet bench` measures.

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -273,6 +274,40 @@ class TrainingProgress(_Screen):
     def interrupted(self, folder: Path) -> None:
         """The closing line of a run that was stopped."""
         self._say(f"interrupted: the same command goes on from the checkpoint in {escape(str(folder))}", always=True)
+
+
+class DrawingProgress(_Screen):
+    """Steps of gradient ascents done and left, and the time left; a bar on a terminal, else a line now and then.
+
+    Parameters
+    ----------
+    total : int
+        Steps of all units.
+    quiet : bool
+        Say nothing but errors.
+    """
+
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        super().__init__("steps", total, quiet)
+        self.total = total
+        self._said = self._started
+        self._lock = Lock()
+
+    def step(self, steps: int) -> None:
+        """So many steps more are done; threads may say so at once."""
+        with self._lock:
+            self._bar.advance(self._task, steps)
+            now = time.monotonic()
+            if now - self._said > SECONDS_BETWEEN_LINES and not self.console.is_terminal:
+                done = int(self._bar.tasks[0].completed)
+                left = (self.total - done) / done * (now - self._started)
+                self._say(f"[{done}/{self.total}] steps, {left:.0f} s left")
+                self._said = now
+
+    def close(self, outputs: Sequence[Path]) -> None:
+        """The closing line."""
+        written = ", ".join(map(str, outputs))
+        self._say(f"wrote {escape(written)} in {time.monotonic() - self._started:.0f} s")
 
 
 class DownloadProgress(_Screen):

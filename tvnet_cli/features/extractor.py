@@ -164,7 +164,7 @@ def _pass_layers(frames: Tensor, models: Models, device: torch.device, batch_siz
     frames = frames.to(device, non_blocking=True).movedim(-1, -3)
     layers: dict[str, Tensor] = {}
     if "flow" in models:
-        stacks = torch.cat([_flow_stacks(part, models["flow"]) for part in torch.split(frames, batch_size)])
+        stacks = torch.cat([flow_stacks(part, models["flow"]) for part in torch.split(frames, batch_size)])
         layers |= {f"flow/{layer}": values for layer, values in models["flow"].network.features(stacks).items()}
     if "rgb" in models:
         middle = _rgb_input(frames[:, frames.shape[1] // 2], models["rgb"])
@@ -172,8 +172,8 @@ def _pass_layers(frames: Tensor, models: Models, device: torch.device, batch_siz
     return layers
 
 
-def _flow_stacks(frames: Tensor, model: StreamModel) -> Tensor:
-    """Clips (B, 6, 3, H, W) to flow stacks (B, 10, H, W)."""
+def flow_stacks(frames: Tensor, model: StreamModel) -> Tensor:
+    """Clips (B, 6, 3, H, W) of frames 0..255 to flow stacks (B, 10, H, W), the input of the network."""
     assert model.tvnet is not None
     assert isinstance(model.card.input, FlowInput)
     flow = model.tvnet(*frame_pairs(frames))

@@ -107,12 +107,12 @@ def draw_legend(picture: NDArray[np.uint8], max_flow: float) -> NDArray[np.uint8
     box_width, box_height = max(side, right - left) + 2 * gap, side + bottom - top + 3 * gap
     corner = (width - box_width, height - box_height)
     draw.rectangle((corner, (width, height)), fill="white")
-    canvas.paste(Image.fromarray(_disc(side)), (corner[0] + (box_width - side) // 2, corner[1] + gap))
+    canvas.paste(Image.fromarray(colour_disc(side)), (corner[0] + (box_width - side) // 2, corner[1] + gap))
     draw.text((corner[0] + (box_width - right + left) // 2 - left, height - bottom - gap), text, "black", font)
     return np.asarray(canvas)
 
 
-def _disc(side: int) -> NDArray[np.uint8]:
+def colour_disc(side: int) -> NDArray[np.uint8]:
     """All vectors up to the scale, as a disc on white."""
     radius = (side - 1) / 2
     y, x = np.mgrid[:side, :side] - radius

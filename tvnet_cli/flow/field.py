@@ -47,7 +47,12 @@ class FlowField:
     @property
     def scales(self) -> list[NDArray[np.float32]]:
         """The flow of the levels that are there, coarse to fine."""
-        return [self.arrays[name] for name in sorted(self.arrays, key=_scale, reverse=True) if _scale(name) >= 0]
+        return scales_of(self.arrays)
+
+
+def scales_of(arrays: Arrays) -> list[NDArray[np.float32]]:
+    """The flow of the levels among the arrays of a field, coarse to fine."""
+    return [arrays[name] for name in sorted(arrays, key=_scale, reverse=True) if _scale(name) >= 0]
 
 
 def as_stored(array: NDArray[Any], half: bool) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -127,18 +128,37 @@ class BNInception(nn.Module):
             At 224 x 224: ``global_pool`` (B, 1024), ``inception_5b_output`` and ``inception_5a_output``
             (B, 1024, 7, 7), ``inception_4e_output`` (B, 1056, 7, 7).
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input must be (B, {self.in_channels}, H, W), not {tuple(x.shape)}")
-        check_size(*x.shape[-2:])
-        x = F.max_pool2d(self._unit("conv1_7x7_s2", x), 3, 2, ceil_mode=True)
-        x = self._unit("conv2_3x3", self._unit("conv2_3x3_reduce", x))
-        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
-        kept = {}
-        for name, block in BLOCKS.items():
-            x = self._run_block(name, block, x)
-            kept[f"{name}_output"] = x
-        kept["global_pool"] = x.mean((2, 3))
+        kept = {name: values for name, values in self._layers(x) if name in LAYERS}
         return {layer: kept[layer] for layer in LAYERS}
+
+    def activation(self, x: Tensor, layer: str) -> Tensor:
+        """One layer, and nothing behind it is computed.
+
+        Parameters
+        ----------
+        x : Tensor, (B, in_channels, H, W), float
+        layer : str
+            Of ``layer_units``.
+
+        Returns
+        -------
+        Tensor, (B, units, height, width), or (B, units) of ``global_pool`` and ``fc``
+            After the ReLU; ``fc`` before softmax.
+        """
+        if layer == "fc":
+            scores: Tensor = self(x)
+            return scores
+        return next(values for name, values in self._layers(x) if name == layer)
+
+    def layer_units(self) -> dict[str, int]:
+        """The layers that ``activation`` gives, from input to output, and the units or channels of each."""
+        channels = 192
+        units = {"conv1_7x7_s2": 64, "conv2_3x3": channels}
+        for name, block in BLOCKS.items():
+            channels = block.out_channels(channels)
+            units[f"{name}_output"] = channels
+        units["global_pool"] = channels
+        return units if self.fc is None else {**units, "fc": self.fc.out_features}
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores before softmax, (B, num_classes)."""
@@ -146,6 +166,22 @@ class BNInception(nn.Module):
             raise ValueError("this network was built without a classifier (num_classes=0)")
         scores: Tensor = self.fc(self.features(x)["global_pool"])
         return scores
+
+    def _layers(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each layer up to ``global_pool`` as soon as it is computed, by name."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"input must be (B, {self.in_channels}, H, W), not {tuple(x.shape)}")
+        check_size(*x.shape[-2:])
+        x = self._unit("conv1_7x7_s2", x)
+        yield "conv1_7x7_s2", x
+        x = self._unit("conv2_3x3_reduce", F.max_pool2d(x, 3, 2, ceil_mode=True))
+        x = self._unit("conv2_3x3", x)
+        yield "conv2_3x3", x
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for name, block in BLOCKS.items():
+            x = self._run_block(name, block, x)
+            yield f"{name}_output", x
+        yield "global_pool", x.mean((2, 3))
 
     def _unit(self, name: str, x: Tensor) -> Tensor:
         convolution, normalisation = self.get_submodule(name), self.get_submodule(f"{name}_bn")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ class InferenceNetwork(BNInception):
     Parameters
     ----------
     network : BNInception
-        In evaluation mode; stays as it is. A classifier is left out.
+        In evaluation mode; stays as it is.
     dtype : torch.dtype
         Of weights and arithmetic. Inputs may be of any, and the layers come out as float32.
 
@@ -34,7 +37,7 @@ class InferenceNetwork(BNInception):
         if network.training:
             raise ValueError("a network in training mode cannot be folded: call eval() first")
         nn.Module.__init__(self)
-        self.in_channels, self.fc, self.dtype = network.in_channels, None, dtype
+        self.in_channels, self.fc, self.dtype = network.in_channels, copy.deepcopy(network.fc), dtype
         units = {
             name: fuse_conv_bn_eval(unit, getattr(network, f"{name}_bn"))
             for name, unit in network.named_children()
@@ -48,8 +51,10 @@ class InferenceNetwork(BNInception):
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The four feature layers in one pass, float32; see ``BNInception.features``."""
-        x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         return {layer: values.float() for layer, values in super().features(x).items()}
+
+    def _layers(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        return super()._layers(x.to(dtype=self.dtype, memory_format=torch.channels_last))
 
     def _unit(self, name: str, x: Tensor) -> Tensor:
         return F.relu(self.get_submodule(name)(x), inplace=True)

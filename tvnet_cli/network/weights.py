@@ -132,6 +132,18 @@ def untrained_model(stream: Stream, seed: int = 0) -> StreamModel:
     return StreamModel(UNTRAINED, card, network.eval(), TVNet().eval() if flow else None)
 
 
+def load_model(name: str | None) -> StreamModel:
+    """The model of one name, whatever its stream; without a name that of flow which comes with the program.
+
+    Raises
+    ------
+    WeightsError
+    """
+    if name is None or name == UNTRAINED:
+        return load_models([name] if name else [], ["flow"])["flow"]
+    return load_weights(name)
+
+
 def load_weights(name: str) -> StreamModel:
     """Load weights by name, or a ``.safetensors`` file, after checking it against its card.
 
@@ -256,10 +268,15 @@ def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | No
     _, tvnet = _build(tensors, card, path)
     if tvnet is None:
         raise WeightsError(f"{name} is for the {card.stream} stream and holds no TVNet")
-    untrained = TVNet.from_options(tvnet.options, u0_size=tuple(tvnet.u0.shape[2:])).state_dict()
-    if all(torch.equal(tensor, untrained[key]) for key, tensor in tvnet.state_dict().items()):
+    if not is_trained(tvnet):
         raise WeightsError(f"{name} holds no trained TVNet kernels: leave out --weights, or choose another file")
     return tvnet.eval(), card.sha256
+
+
+def is_trained(tvnet: TVNet) -> bool:
+    """Whether it is anything else than the untrained solver."""
+    untrained = TVNet.from_options(tvnet.options, u0_size=tuple(tvnet.u0.shape[2:])).to(tvnet.u0).state_dict()
+    return not all(torch.equal(tensor, untrained[key]) for key, tensor in tvnet.state_dict().items())
 
 
 def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BNInception | None, TVNet | None]:
