@@ -379,8 +379,9 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         tvnet=model.tvnet.options if model.tvnet else TVNetOptions(),
     )
     tensors = tensors_to_keep(model.network, model.tvnet)
-    half = {key: tensor.contiguous().half() for key, tensor in tensors.items()}
-    write_weights(folder / WEIGHTS, half, card, overwrite=True)
+    # Statistics of single frames, which are large, would overflow in half precision; they take no room.
+    kept = {key: tensor.contiguous().half() if tensor.dim() > 1 else tensor for key, tensor in tensors.items()}
+    write_weights(folder / WEIGHTS, kept, card, overwrite=True)
     write_confusion(folder, confusion, classes)
 
 
