@@ -238,6 +238,35 @@ def test_wrong_usage_does_not_harm_the_feature_file(features, tmp_path):
     assert features.read_bytes() == before
 
 
+def test_a_page_does_not_replace_its_feature_file(features, tmp_path):
+    path = tmp_path / "f.html"
+    path.write_bytes(features.read_bytes())
+    result = visualize_features(path)
+    assert result.exit_code == 2
+    assert "f.html is the feature file: choose another output" in result.stderr
+    assert path.read_bytes() == features.read_bytes()
+
+
+def test_a_page_that_may_not_be_written_stops_before_the_work(features, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    result = visualize_features(features, "-o", tmp_path / "p.html")
+    assert result.exit_code == 2
+    assert "p.html cannot be written: permission denied" in result.stderr
+
+
+def test_damage_that_shows_late_is_one_clear_line(tmp_path):
+    path = write_features(tmp_path / "f.h5", VIDEOS, {})
+    with h5py.File(path, "a") as file:
+        file.create_dataset("flow/global_pool", data=LAYERS["flow/global_pool"], fletcher32=True, chunks=(24, 40))
+        start = file["flow/global_pool"].id.get_chunk_info(0).byte_offset
+    whole = bytearray(path.read_bytes())
+    whole[start + 100 : start + 110] = bytes(10)
+    path.write_bytes(whole)
+    result = visualize_features(path)
+    assert result.exit_code == 1
+    assert f"{path} is not a readable feature file: " in result.stderr.splitlines()[-1]
+
+
 def test_names_are_text_in_the_page(tmp_path):
     path = write_features(tmp_path / "<b>&f.h5", HOSTILE, {"flow/global_pool": class_features(6, 20)})
     (tmp_path / "labels.csv").write_text("video,label\n" + f'"{HOSTILE[0]}",</script><b>\n', "utf-8")

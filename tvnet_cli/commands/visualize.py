@@ -82,6 +82,8 @@ def features(
     """
     output = output or file.with_suffix(".html")
     check_writable(output, ".html", ".htm")
+    if output.exists() and file.exists() and output.samefile(file):
+        raise click.UsageError(f"{output} is the feature file: choose another output")
 
     from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.visualize.feature_page import feature_page

@@ -61,7 +61,7 @@ class Source:
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         """A block of rows, and of positions on the first axis of a row; (n, values)."""
         if self.dataset:
-            with h5py.File(self.path, "r") as file:
+            with readable(self.path), h5py.File(self.path, "r") as file:
                 block = file[self.dataset][rows, columns]
         else:
             # Mapped anew for each block, so that pages that were read do not stay in the process.
