@@ -11,7 +11,9 @@ from tvnet_cli.commands.completion import completion
 from tvnet_cli.commands.doctor import doctor
 from tvnet_cli.commands.features import features
 from tvnet_cli.commands.flow import flow
+from tvnet_cli.commands.merge import merge
 from tvnet_cli.commands.train import train
+from tvnet_cli.commands.verify import verify
 from tvnet_cli.commands.visualize import visualize
 from tvnet_cli.commands.weights import weights
 
@@ -22,5 +24,5 @@ def main() -> None:
     """Motion features and optical flow from videos, with TVNet."""
 
 
-for command in (features, flow, aslan_eval, train, visualize, weights, bench, doctor, completion):
+for command in (features, merge, verify, flow, aslan_eval, train, visualize, weights, bench, doctor, completion):
     main.add_command(command)

@@ -5,6 +5,8 @@ TVNetError
         FrameListError   decoded frames that differ from the packet scan; met and answered inside ``video``
     WeightsError         weights or their card, missing or wrong
     FeatureFileError     a feature file that is not ours, or was made in another way
+        DamagedError     a feature file that cannot be read, or whose rows are not what was written
+    DiskFullError        no room for what is to be written
     FlowFileError        a file of flow that cannot be read, or was made in another way
     OutputError          outputs that cannot be told apart, or that would be written over something
     TrainingError        a training that cannot begin or go on
@@ -15,6 +17,7 @@ TVNetError
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 Reason = Literal[
@@ -89,6 +92,29 @@ class WeightsError(TVNetError):
 
 class FeatureFileError(TVNetError):
     """A feature file that is not ours, or that another recipe made."""
+
+
+class DamagedError(FeatureFileError):
+    """A feature file that cannot be read, or rows that are not what was written.
+
+    Attributes
+    ----------
+    path : Path
+    reason : str
+    video_ids : tuple of str
+        Whose rows are damaged; empty: nothing of the file is of use.
+    """
+
+    def __init__(self, path: Path, reason: str, video_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(
+            f"{path} is damaged ({reason}): tvnet verify --repair {path} keeps its good rows; the run that made it, "
+            "given again, does the others"
+        )
+        self.path, self.reason, self.video_ids = path, reason, video_ids
+
+
+class DiskFullError(TVNetError):
+    """No room for what is to be written."""
 
 
 class FlowFileError(TVNetError):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
-
-import av
-import h5py
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tvnet_cli import __version__
 from tvnet_cli.errors import FlowFileError
+
+if TYPE_CHECKING:
+    import torch
 
 NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
 
@@ -22,6 +20,12 @@ Recipe = dict[str, Any]
 
 def software(device: torch.device) -> Recipe:
     """The versions and the device that compute."""
+    # Not above: who only reads a recipe need not wait for all of them.
+    import av
+    import h5py
+    import numpy as np
+    import torch
+
     versions = {
         "torch": str(torch.__version__),
         "av": av.__version__,

@@ -2,43 +2,51 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import feature_files
 import h5py
 import numpy as np
 import pytest
+from feature_files import RECIPE, assert_same_content, damage, row, write
 
-from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
+from tvnet_cli.features import format as format_module
+from tvnet_cli.features import store as module
+from tvnet_cli.features.format import Failure, read_contents
 from tvnet_cli.features.store import FeatureStore, read_ids
 
-RECIPE = {
-    "options": {"streams": ["flow"], "num_clips": 25},
-    "weights": {"flow": {"name": "a.safetensors", "sha256": "1"}},
-    "software": {"torch": "2.6"},
-}
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def row(number: int) -> dict[str, object]:
-    return {
-        "flow/global_pool": np.full(1024, number, np.float32),
-        "flow/inception_4e_output": np.full((1056, 7, 7), number, np.float32),
-        "num_frames": np.int64(number),
-        "padded": np.bool_(number % 2),
-    }
+@pytest.fixture
+def nothing_is_quick(monkeypatch):
+    """A run that is interrupted leaves its rows as they are, however few."""
+    monkeypatch.setattr(module, "QUICK_BYTES", 0)
 
 
-def write(path: Path, *ids: str, recipe: dict = RECIPE, overwrite: bool = False) -> None:
-    with FeatureStore(path, recipe, overwrite) as store:
-        for number, video_id in enumerate(ids):
-            store.add(video_id, row(number))
+def interrupted_run(path: Path, *ids: str, failing: tuple[str, ...] = (), **how: object) -> None:
+    stop = threading.Event()
+    with FeatureStore(path, RECIPE, stop=stop, **how) as store:
+        for video_id in ids:
+            store.add(video_id, row(feature_files.number_of(video_id)))
+        for video_id in failing:
+            store.add_failure(video_id, "no such file")
+        stop.set()
 
 
 def test_rows_are_sorted_packed_and_plain_hdf5(tmp_path):
-    write(tmp_path / "f.h5", "b.mp4", "ä.mp4", "a/c.mp4")
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        for number, video_id in enumerate(["b.mp4", "ä.mp4", "a/c.mp4"]):
+            store.add(video_id, row(number))
     with h5py.File(tmp_path / "f.h5") as file:
         assert file["video_id"].asstr()[:].tolist() == ["a/c.mp4", "b.mp4", "ä.mp4"]
         assert file["num_frames"][:].tolist() == [2, 0, 1]
@@ -46,14 +54,16 @@ def test_rows_are_sorted_packed_and_plain_hdf5(tmp_path):
         assert file["padded"].dtype == bool
         assert file["flow/global_pool"].shape == (3, 1024)
         assert file["flow/global_pool"].dtype == np.float32
-        assert (file["flow/inception_4e_output"][2] == 1).all()
+        assert (file["flow/inception_4e_output"][2] == row(1)["flow/inception_4e_output"]).all()
         assert file.attrs["format"] == "tvnet-features"
         assert file.attrs["format_version"] == 1
         assert json.loads(file.attrs["recipe"]) == RECIPE
-        for name in ("video_id", "flow/global_pool", "num_frames"):
+        found: list[str] = []
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in found:
             assert file[name].attrs["description"]
             assert file[name].attrs["unit"]
-    assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
+    assert names(tmp_path) == ["f.h5"]
 
 
 def test_a_second_run_adds_rows_between_the_old_ones(tmp_path):
@@ -61,10 +71,8 @@ def test_a_second_run_adds_rows_between_the_old_ones(tmp_path):
     with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
         assert "a" in store
         assert "b" not in store
-        store.add("b", row(7))
-    with h5py.File(tmp_path / "f.h5") as file:
-        assert file["video_id"].asstr()[:].tolist() == ["a", "b", "c"]
-        assert file["num_frames"][:].tolist() == [0, 7, 1]
+        store.add("b", row(feature_files.number_of("b")))
+    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", "b", "a", "c"))
 
 
 def test_a_run_without_new_rows_leaves_the_file_untouched(tmp_path):
@@ -75,9 +83,38 @@ def test_a_run_without_new_rows_leaves_the_file_untouched(tmp_path):
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_a_run_without_any_row_leaves_no_file(tmp_path):
+def test_a_run_without_any_row_leaves_no_file_unless_it_is_asked_to(tmp_path):
     write(tmp_path / "f.h5")
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        store.write_empty()
+    assert read_ids(tmp_path / "f.h5") == ([], RECIPE)
+    write(tmp_path / "f.h5", "a")
+    assert read_ids(tmp_path / "f.h5") == (["a"], RECIPE)
+
+
+def test_failures_are_kept_until_a_row_takes_their_place(tmp_path):
+    write(tmp_path / "f.h5", "a", failing=("b", "c"))
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["failures/video_id"].asstr()[:].tolist() == ["b", "c"]
+        assert file["failures/reason"].asstr()[:].tolist() == ["no video stream (audio only)"] * 2
+        assert file["failures/code"].asstr()[:].tolist() == ["no_video_stream"] * 2
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        assert "b" not in store
+        assert store.failures == {
+            video_id: Failure("no video stream (audio only)", "no_video_stream") for video_id in "bc"
+        }
+        store.add("b", row(2))
+        store.add_failure("c", "the file is empty", "empty")
+        assert store.failures == {"c": Failure("the file is empty", "empty")}
+    contents = read_contents(tmp_path / "f.h5")
+    assert list(contents.rows) == ["a", "b"]
+    assert contents.failures == {"c": Failure("the file is empty", "empty")}
+
+
+def test_failures_alone_are_a_file_too(tmp_path):
+    write(tmp_path / "f.h5", failing=("b",))
+    assert list(read_contents(tmp_path / "f.h5").failures) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +146,33 @@ def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(tmp_path):
         assert read_ids(tmp_path / "f.h5")[0] == ["a"]
         store.add("b", row(1))
     assert read_ids(tmp_path / "f.h5") == (["b"], {**RECIPE, "options": {}})
+    assert names(tmp_path) == ["f.h5"]
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+@pytest.mark.parametrize("again", [True, False])
+def test_an_overwriting_run_that_was_interrupted_goes_on(tmp_path, again):
+    write(tmp_path / "f.h5", "a", "b")
+    interrupted_run(tmp_path / "f.h5", "b", overwrite=True)
+    notes: list[str] = []
+    with FeatureStore(tmp_path / "f.h5", RECIPE, overwrite=again, note=notes.append) as store:
+        assert "a" not in store
+        assert "b" in store
+        store.add("c", row(3))
+    assert read_ids(tmp_path / "f.h5")[0] == ["b", "c"]
+    assert len(notes) == 1
+    assert "going on with a run that overwrites" in notes[0]
+    with FeatureStore(tmp_path / "f.h5", RECIPE, overwrite=True) as store:
+        assert "b" not in store
+    assert read_ids(tmp_path / "f.h5")[0] == ["b", "c"]
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_overwriting_drops_what_waits_of_a_run_that_does_not_overwrite(tmp_path):
+    interrupted_run(tmp_path / "f.h5", "a")
+    with FeatureStore(tmp_path / "f.h5", {**RECIPE, "options": {}}, overwrite=True) as store:
+        store.add("b", row(1))
+    assert read_ids(tmp_path / "f.h5") == (["b"], {**RECIPE, "options": {}})
 
 
 def test_what_is_no_feature_file_is_never_written_to(tmp_path):
@@ -127,16 +191,54 @@ def test_what_is_no_feature_file_is_never_written_to(tmp_path):
         write(path, "a")
 
 
-def test_a_second_run_on_the_same_file_is_kept_out(tmp_path):
+def test_a_damaged_feature_file_is_left_alone_and_the_error_says_what_to_do(tmp_path):
+    write(tmp_path / "f.h5", "a", "b")
+    whole = (tmp_path / "f.h5").read_bytes()
+    (tmp_path / "f.h5").write_bytes(whole[:-1000])
+    with pytest.raises(DamagedError, match=r"truncated file.*tvnet verify --repair .*f\.h5"):
+        write(tmp_path / "f.h5", "c")
+    assert (tmp_path / "f.h5").read_bytes() == whole[:-1000]
+    (tmp_path / "f.h5").write_bytes(whole)
+    damage(tmp_path / "f.h5", "flow/inception_4e_output", 1)
+    with pytest.raises(DamagedError, match="b differ from their checksums"):
+        write(tmp_path / "f.h5", "c")
+    assert names(tmp_path) == ["f.h5", "f.h5.parts", "f.h5.parts/000000001.h5"]
+    with FeatureStore(tmp_path / "g.h5", RECIPE):
+        pass
+
+
+def test_a_file_of_an_older_program_without_checksums_is_gone_on_with(tmp_path):
+    write(tmp_path / "f.h5", "a", "c")
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        del file["checksum"], file["failures"], file["padded"], file["num_frames"], file["pts_seconds"]
+    assert not read_contents(tmp_path / "f.h5").has_checksums
+    write(tmp_path / "f.h5", "b")
+    found = feature_files.content(tmp_path / "f.h5")
+    assert found["num_frames"].tolist() == [-1, feature_files.number_of("b"), -1]
+    assert found["padded"].tolist() == [False, bool(feature_files.number_of("b") % 2), False]
+    assert np.isnan(found["pts_seconds"][[0, 2]]).all()
+    write(tmp_path / "f.h5", "d")  # the checksums are of what is in the file now
+    assert read_contents(tmp_path / "f.h5").has_checksums
+
+
+def test_rows_of_another_shape_are_an_error(tmp_path):
+    write(tmp_path / "f.h5", "a")
+    with (
+        pytest.raises(FeatureFileError, match=r"flow/global_pool has rows of .*1024.* in .*f\.h5 and of .*7"),
+        FeatureStore(tmp_path / "f.h5", RECIPE) as store,
+    ):
+        store.add("b", {"flow/global_pool": np.ones(7, np.float32)})
+
+
+def test_a_link_stays_a_link_and_leads_to_the_same_lock(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "f.h5").symlink_to(tmp_path / "disk" / "real.h5")
     with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
         store.add("a", row(1))
-        with pytest.raises(FeatureFileError, match="another run is writing"):
-            write(tmp_path / "f.h5", "b")
-        write(tmp_path / "g.h5", "b")
-        store.add("c", row(2))
-    assert read_ids(tmp_path / "f.h5")[0] == ["a", "c"]
-    write(tmp_path / "f.h5", "b")
-    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b", "c"]
+        with pytest.raises(FeatureFileError, match="another run"):
+            write(tmp_path / "disk" / "real.h5", "b")
+    assert (tmp_path / "f.h5").is_symlink()
+    assert read_ids(tmp_path / "disk" / "real.h5")[0] == ["a"]
 
 
 def test_an_error_in_the_middle_keeps_the_rows_before_it(tmp_path):
@@ -148,39 +250,242 @@ def test_an_error_in_the_middle_keeps_the_rows_before_it(tmp_path):
     with pytest.raises(TypeError):
         run()
     assert read_ids(tmp_path / "f.h5")[0] == ["a"]
-    assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
+    assert names(tmp_path) == ["f.h5"]
 
 
-WRITER = """
-import sys
-sys.path[:] = sys.argv[2].split("|")
-from pathlib import Path
-from test_store import FeatureStore, RECIPE, row
-with FeatureStore(Path(sys.argv[1]), RECIPE) as store:
-    for number in range(150):
-        if f"{number:03}" not in store:
-            store.add(f"{number:03}", row(number))
-            print(number, flush=True)
-"""
+def test_an_interrupted_run_packs_if_that_takes_a_moment(tmp_path):
+    interrupted_run(tmp_path / "f.h5", "b", failing=("c",))
+    assert names(tmp_path) == ["f.h5"]
 
 
-def test_killed_at_any_moment_no_finished_row_is_lost_and_the_file_opens(tmp_path):
-    output, finished = tmp_path / "f.h5", set()
-    path = "|".join([str(Path(__file__).parent), *sys.path])
-    for attempt in range(8):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(output), path], stdout=subprocess.PIPE, text=True)
-        finished |= {int(line) for line in writer.stdout.readline().split()}
-        time.sleep(0.013 * attempt)
-        os.kill(writer.pid, signal.SIGKILL)
-        finished |= {int(line) for line in writer.stdout.read().split()}
-        writer.wait()
-        writer.stdout.close()
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_an_interrupted_run_leaves_its_rows_and_the_next_one_packs_them(tmp_path):
+    write(tmp_path / "f.h5", "a")
+    interrupted_run(tmp_path / "f.h5", "b", failing=("c",))
+    assert read_ids(tmp_path / "f.h5")[0] == ["a"]
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        assert "b" in store
+        assert list(store.failures) == ["c"]
+        assert store.waits
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b"]
+    assert names(tmp_path) == ["f.h5"]
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_packing_stops_when_the_run_is_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(format_module, "PORTION_BYTES", 1)
+    stop = threading.Event()
+
+    def run() -> None:
+        with FeatureStore(tmp_path / "f.h5", RECIPE, stop=stop, progress=lambda done, total: stop.set()) as store:
+            store.add("a", row(1))
+            store.add("b", row(2))
+
+    run()
+    assert not (tmp_path / "f.h5").exists()
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        assert "a" in store
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b"]
+
+
+def test_many_parts_become_one_and_order_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUNDLE_FILES", 4)
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        store.add_failure("x", "first")
+        for number in range(9):
+            store.add(f"{number}", row(number))
+            assert len(list((tmp_path / "f.h5.parts").glob("*.h5"))) <= 3 + number // 4 + 1
+        store.add_failure("x", "second")
+    contents = read_contents(tmp_path / "f.h5")
+    assert list(contents.rows) == [f"{number}" for number in range(9)]
+    assert contents.failures == {"x": Failure("second")}
+
+
+@pytest.mark.parametrize("kind", ["cut", "bits", "nonsense", "empty"])
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_a_damaged_part_is_set_aside_and_named_and_its_video_done_again(tmp_path, kind):
+    interrupted_run(tmp_path / "f.h5", "a", "b", "c")
+    part = tmp_path / "f.h5.parts" / "000000002.h5"
+    if kind == "bits":
+        damage(part, "flow/global_pool", 0)
+    else:
+        part.write_bytes({"cut": part.read_bytes()[:-5000], "nonsense": b"no HDF5", "empty": b""}[kind])
+    notes: list[str] = []
+    with FeatureStore(tmp_path / "f.h5", RECIPE, note=notes.append) as store:
+        assert [video_id in store for video_id in "abc"] == [True, False, True]
+        store.add("b", row(feature_files.number_of("b")))
+    assert len(notes) == 1
+    assert "000000002.h5 is damaged" in notes[0]
+    assert "000000002.h5.damaged" in notes[0]
+    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", "a", "b", "c"))
+    assert (tmp_path / "f.h5.parts" / "000000002.h5.damaged").exists()
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+@pytest.mark.parametrize("kind", ["cut", "bits"])
+def test_damage_found_when_packing_costs_the_damaged_rows_only(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(module, "BUNDLE_FILES", 4)
+    interrupted_run(tmp_path / "f.h5", *"abcdef")
+    bundle = tmp_path / "f.h5.parts" / "000000004.h5"
+    assert list(read_contents(bundle).rows) == list("abcd")
+    notes: list[str] = []
+    with FeatureStore(tmp_path / "f.h5", RECIPE, note=notes.append) as store:
+        assert "b" in store
+        if kind == "bits":
+            damage(bundle, "flow/global_pool", 1)
+        else:
+            bundle.write_bytes(bundle.read_bytes()[:-5000])
+        assert not store.pack()
+        lost = "b" if kind == "bits" else "abcd"
+        assert [video_id for video_id in "abcdef" if video_id not in store] == list(lost)
+        for video_id in lost:
+            store.add(video_id, row(feature_files.number_of(video_id)))
+        assert store.pack()
+    assert "000000004.h5 is damaged" in notes[0]
+    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", *"abcdef"))
+
+
+def test_killed_between_packing_and_tidying_up_nothing_is_lost_or_doubled(tmp_path, monkeypatch):
+    write(tmp_path / "f.h5", "a")
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "000000001.h5":
+            raise SystemExit
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(SystemExit):
+        write(tmp_path / "f.h5", "b", "c")
+    monkeypatch.undo()
+    assert (tmp_path / "f.h5.parts" / "000000001.h5").exists()
+    write(tmp_path / "f.h5", "d")
+    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", *"abcd"))
+
+
+def kill_and_resume(output: Path, kills: int, rows: int) -> set[str]:
+    """Kill a run again and again; the ids that it kept. Each must be there at once, and the file must open."""
+    finished: set[str] = set()
+    random = np.random.default_rng(0)
+    for _ in range(kills):
+        command = [sys.executable, feature_files.__file__, str(output), str(rows), "7"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=with_path()) as writer:
+            finished |= set(writer.stdout.readline().split())
+            time.sleep(random.uniform(0, 0.4))
+            os.kill(writer.pid, signal.SIGKILL)
+            finished |= set(writer.stdout.read().split())
         if output.exists():
-            read_ids(output)
+            with h5py.File(output) as file:
+                assert len(file["flow/global_pool"][:]) == len(file["video_id"])
+        with FeatureStore(output, RECIPE, stop=stopped()) as store:
+            assert not [video_id for video_id in finished if video_id not in store and video_id not in store.failures]
+    return finished
+
+
+def with_path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def stopped() -> threading.Event:
+    """Of a run that is to leave everything as it is."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_no_finished_row_is_lost_and_the_file_opens(tmp_path, kills):
+    rows = 12 * kills
+    kill_and_resume(tmp_path / "f.h5", kills, rows)
+    command = [sys.executable, feature_files.__file__]
+    for name in ("f.h5", "unbroken.h5"):
+        subprocess.run(
+            [*command, str(tmp_path / name), str(rows), "7"], check=True, stdout=subprocess.DEVNULL, env=with_path()
+        )
+    assert_same_content(tmp_path / "f.h5", tmp_path / "unbroken.h5")
+    assert names(tmp_path) == ["f.h5", "unbroken.h5"]
+
+
+def test_two_processes_on_one_output_do_each_video_once(tmp_path):
+    command = [sys.executable, feature_files.__file__, str(tmp_path / "f.h5"), "12"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=with_path()) for _ in range(2)]
+    said = [one.communicate()[0].split() for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert sorted(said[0] + said[1]) == [f"{number:04}" for number in range(12)]
+    assert len(read_ids(tmp_path / "f.h5")[0]) == 12
+    assert names(tmp_path) == ["f.h5"]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A disk of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_on_a_full_disk_what_is_finished_is_kept_and_a_larger_one_completes_it(small_disk):
+    output = small_disk / "f.h5"
+
+    def run(*rows: int) -> None:
         with FeatureStore(output, RECIPE) as store:
-            assert all(f"{number:03}" in store for number in finished)
-    subprocess.run([sys.executable, "-c", WRITER, str(output), path], check=True, stdout=subprocess.DEVNULL)
-    with h5py.File(output) as file:
-        assert file["num_frames"][:].tolist() == list(range(150))
-        assert (file["flow/inception_4e_output"][:, 5, 3, 2] == np.arange(150)).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
+            for number in rows:
+                if f"{number:02}" not in store:
+                    store.add(f"{number:02}", row(number))
+
+    message = (
+        rf"the disk at {small_disk} is full: No space left on device, .* MB are free; \d+ finished videos are kept"
+    )
+    with pytest.raises(DiskFullError, match=message):
+        run(*range(20))
+    kept = len(list((small_disk / "f.h5.parts").glob("*.h5")))
+    assert kept > 10
+    with pytest.raises(DiskFullError, match=rf"MB more are needed.*{kept} finished videos are kept"):
+        run()  # no room to pack
+    assert len(list((small_disk / "f.h5.parts").glob("*.h5"))) == kept
+    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+    run(*range(20))
+    assert_same_content(output, write_numbered(small_disk / "g.h5", 20))
+
+
+def write_numbered(path: Path, count: int) -> Path:
+    with FeatureStore(path, RECIPE) as store:
+        for number in range(count):
+            store.add(f"{number:02}", row(number))
+    return path
+
+
+def test_a_limit_on_the_size_of_files_while_packing_keeps_all_rows(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        with pytest.raises(DiskFullError, match=r"File too large.*8 finished videos are kept"):
+            write_numbered(tmp_path / "f.h5", 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "f.h5").exists()
+    assert_same_content(write_numbered(tmp_path / "f.h5", 8), write_numbered(tmp_path / "g.h5", 8))
+    assert names(tmp_path) == ["f.h5", "g.h5"]
+
+
+def test_threads_may_add_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUNDLE_FILES", 5)
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        threads = [
+            threading.Thread(
+                target=lambda first=first: [store.add(f"{n:02}", row(n)) for n in range(first, first + 10)]
+            )
+            for first in (0, 10, 20, 30)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert_same_content(tmp_path / "f.h5", write_numbered(tmp_path / "g.h5", 40))

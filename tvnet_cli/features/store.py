@@ -1,57 +1,46 @@
-"""The feature file: plain HDF5, one row a video, sorted by id, complete at every moment.
+"""A feature file that grows row by row and is complete at every moment.
 
-While a run goes on, each finished video is a feature file of one row in the folder ``<output>.parts``, written
-under another name and renamed when it is whole. Packing joins all rows into a new file, which replaces the old one
-in one step. So whatever interrupts a run, the feature file opens, holds whole rows only, and no finished video
-is lost.
+While a run goes on, each finished video is a feature file of one row in the folder ``<output>.parts``; now and then
+many of them become one, so that the folder stays small. Packing joins all rows in a new file, which replaces the old
+one in one step. Every file is written under another name, brought to the disk and renamed. So whatever interrupts a
+run, the feature file opens, holds whole rows only, and no finished video is lost.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import os
+import re
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import h5py
-import numpy as np
-from filelock import FileLock, Timeout
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
+from tvnet_cli.features.format import (
+    Contents,
+    Failure,
+    RowProgress,
+    join,
+    named,
+    read_contents,
+    read_rows,
+    sync_folder,
+    write_failures,
+    write_row,
+)
+from tvnet_cli.features.lock import locked, parts_folder
 from tvnet_cli.recipe import Recipe, first_difference
 
-FORMAT, FORMAT_VERSION = "tvnet-features", 1
-
-# dataset: (description, unit)
-_DATASETS = {
-    "video_id": ("path relative to the folder given, or the name of a lone file", "text"),
-    "flow/global_pool": ("flow network, mean over clips, then L2 norm 1", "1"),
-    "flow/inception_5b_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "flow/inception_5a_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "flow/inception_4e_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "rgb/global_pool": ("RGB network on each clip's middle frame, mean over clips, then L2 norm 1", "1"),
-    "frame_index": ("numbers of the frames used, among the decodable ones, by clip", "frames"),
-    "pts_seconds": ("times of the frames used, from the container; NaN where it has none", "seconds"),
-    "num_frames": ("decodable frames of the video", "frames"),
-    "padded": ("True if the video has fewer frames than a clip, whose last frame was then repeated", "1"),
-    "bad_packets": ("packets of the video that cannot be decoded and were passed over", "packets"),
-}
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Where a finished row lies."""
-
-    path: Path
-    number: int
+BUNDLE_FILES = 64  # parts of one video that become one file
+QUICK_BYTES = 2**29  # an interrupted run packs no more than this
+DAMAGED, NEW = ".damaged", ".new"
+NUMBERED = re.compile(r"\d{9}\.h5")
 
 
 class FeatureStore:
@@ -64,55 +53,91 @@ class FeatureStore:
     recipe : dict
         All that decides the values, ready for JSON. Kept in the file.
     overwrite : bool
-        Do without the rows that are there; the old file stays until the run ends.
+        Do without the rows that are there; the old file stays until the run ends. An overwriting run that was
+        interrupted is gone on with.
+    wait : bool
+        For another run on this file, which otherwise is an error.
+    stop : Event, optional
+        The run is to end: waiting ends, and so does packing, unless it is a matter of seconds.
+    note : callable, optional
+        Is told what people should know.
+    progress : callable, optional
+        Is told how many of all rows are packed.
+
+    Attributes
+    ----------
+    failures : dict of video id to Failure
+        The videos that failed, in this run or an earlier one, and have no row.
 
     Raises
     ------
     FeatureFileError
         On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run.
+    DamagedError
+        If ``output`` is damaged.
+    DiskFullError
+        On writing; what is finished is kept.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
     >>> with TemporaryDirectory() as folder:
     ...     with FeatureStore(Path(folder, "features.h5"), recipe={}) as store:
     ...         store.add("a.mp4", {"flow/global_pool": np.ones(1024, np.float32), "num_frames": 120})
+    ...         store.add_failure("b.mp4", "no video stream")
     ...     read_ids(Path(folder, "features.h5"))
     (['a.mp4'], {})
     """
 
-    def __init__(self, output: Path, recipe: Recipe, overwrite: bool = False) -> None:
-        self.output, self.recipe, self.overwrite = output, recipe, overwrite
-        self.parts = output.with_name(output.name + ".parts")
-        self._lock = FileLock(self.parts / "lock", timeout=0)
-        self._rows: dict[str, _Row] = {}
+    def __init__(
+        self,
+        output: Path,
+        recipe: Recipe,
+        overwrite: bool = False,
+        *,
+        wait: bool = False,
+        stop: threading.Event | None = None,
+        note: Callable[[str], None] = lambda line: None,
+        progress: RowProgress = lambda done, total: None,
+    ) -> None:
+        # A link stays one, and all names of a file lead to one lock.
+        self.output = Path(os.path.realpath(output)) if output.is_symlink() else output
+        self.parts = parts_folder(self.output)
+        self.recipe, self.overwrite = recipe, overwrite
+        self.failures: dict[str, Failure] = {}
+        self._wait, self._stop = wait, stop or threading.Event()
+        self._note, self._progress = note, progress
+        self._done: set[str] = set()
+        self._singles: dict[Path, None] = {}  # parts of one video, in order
+        self._numbers = itertools.count()
+        self._bundling = threading.Lock()
+        self._overwriting = False
+        self._held = ExitStack()
 
     def __enter__(self) -> FeatureStore:
-        self.parts.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise FeatureFileError(f"another run is writing {self.output}: wait for it, or choose another") from None
-        try:
+        with ExitStack() as held:
+            held.enter_context(locked(self.output, wait=self._wait, stop=self._stop, note=self._note))
+            for leftover in self.parts.glob("*" + NEW):
+                leftover.unlink()
             self._find_rows()
-        except BaseException:
-            self._leave()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if self._part_files():
-                self._pack()
-        finally:
-            self._leave()
+        with self._held:
+            in_peace = kind is None and not self._stop.is_set()
+            if in_peace or (kind is not DiskFullError and self._is_quick()):
+                self.pack()
+            if not self._part_files():
+                self._marker.unlink(missing_ok=True)
 
     def __contains__(self, video_id: str) -> bool:
-        return video_id in self._rows
+        return video_id in self._done
 
-    def add(self, video_id: str, values: dict[str, ArrayLike]) -> None:
+    def add(self, video_id: str, values: Mapping[str, ArrayLike]) -> None:
         """Keep the finished row of one video. Threads may add at once, each its own.
 
         Parameters
@@ -120,57 +145,179 @@ class FeatureStore:
         video_id : str
         values : dict of dataset name to its value for this video
         """
-        path = self.parts / f"{hashlib.sha256(video_id.encode()).hexdigest()[:32]}.h5"
-        with _replacing(path) as file:
-            _create(file, self.recipe, 1, {name: np.asarray(value) for name, value in values.items()})
-            file["video_id"][0] = video_id
-            for name, value in values.items():
-                file[name][0] = value
-        self._rows[video_id] = _Row(path, 0)
+        self._keep(lambda part: write_row(part, self.recipe, video_id, values))
+        self._done.add(video_id)
+        self.failures.pop(video_id, None)
+
+    def add_failure(self, video_id: str, reason: str, code: str = "") -> None:
+        """Keep why a video has no row; a row that is added later takes its place. Threads may add at once.
+
+        Parameters
+        ----------
+        video_id : str
+        reason, code : str
+            For people, and one of a short list.
+        """
+        failure = Failure(reason, code)
+        self._keep(lambda part: write_failures(part, self.recipe, {video_id: failure}))
+        self.failures[video_id] = failure
+
+    def write_empty(self) -> None:
+        """Have a feature file, if only one that holds nothing."""
+        if not self.output.exists():
+            self._writing(lambda: write_failures(self.output, self.recipe, {}))
+
+    def pack(self) -> bool:
+        """Join all finished rows in the feature file.
+
+        Returns
+        -------
+        bool
+            False if rows turned out to be damaged: they were set aside and are to be made again, the others wait.
+        """
+        paths = self._part_files()
+        if not paths:
+            return True
+        try:
+            sources = [read_contents(path) for path in [*self._old(), *paths]]
+            new = self.parts / ("packed" + NEW)
+            self._writing(lambda: join(self.output, self.recipe, sources, self._packed, new))
+        except DamagedError as error:
+            if error.path == self.output:
+                raise
+            self._set_aside(error.path, error.reason, error.video_ids)
+            self._find_rows()
+            return False
+        except _StoppedError:
+            return True
+        self._marker.unlink(missing_ok=True)  # before the parts go: without them, it is the new file that counts
+        sync_folder(self.parts)
+        for path in paths:
+            path.unlink()
+        self._singles.clear()
+        self._overwriting = False
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether finished rows wait to be packed."""
+        return bool(self._part_files())
+
+    @property
+    def _marker(self) -> Path:
+        """Says that the rows in parts are to replace the feature file, not to be added to it."""
+        return self.parts / "overwrites"
 
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("*.h5"))
 
+    def _old(self) -> list[Path]:
+        """The feature file, if there is one whose rows count."""
+        return [self.output] if self.output.exists() and not self._overwriting else []
+
+    def _is_quick(self) -> bool:
+        return sum(path.stat().st_size for path in [*self._old(), *self._part_files()]) <= QUICK_BYTES
+
+    def _packed(self, done: int, total: int) -> None:
+        if self._stop.is_set() and not self._is_quick():
+            raise _StoppedError
+        self._progress(done, total)
+
     def _find_rows(self) -> None:
-        """The rows that earlier runs finished, packed or not."""
-        parts = self._part_files()
-        if self.overwrite:
+        """What earlier runs finished, packed or not."""
+        parts = self._whole_parts()
+        self._overwriting = self._marker.exists() and bool(parts)
+        if self.overwrite and not (self._overwriting and all(self._agrees(part) for part in parts)):
             for part in parts:
-                part.unlink()
-            return
-        for path in [self.output, *parts] if self.output.exists() else parts:
-            ids, recipe = read_ids(path)
-            difference = first_difference(recipe, self.recipe)
-            if difference:
+                part.path.unlink()
+            parts, self._overwriting = [], True
+            self._marker.touch()
+            sync_folder(self.parts)
+        elif self._overwriting:
+            self._note(f"going on with a run that overwrites {self.output} and was interrupted")
+        for contents in (found := [*map(read_contents, self._old()), *parts]):
+            if not self._agrees(contents):
                 raise FeatureFileError(
-                    f"{path} was made in another way: {difference}; choose another output, or --overwrite to start anew"
+                    f"{contents.path} was made in another way: {first_difference(contents.recipe, self.recipe)}; "
+                    "choose another output, or --overwrite to start anew"
                 )
-            self._rows.update({video_id: _Row(path, number) for number, video_id in enumerate(ids)})
+        self._done = {video_id for contents in found for video_id in contents.rows}
+        failures = {video_id: failure for contents in found for video_id, failure in contents.failures.items()}
+        self.failures = {video_id: failure for video_id, failure in failures.items() if video_id not in self._done}
+        self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
+        known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]
+        self._numbers = itertools.count(max(known, default=0) + 1)
 
-    def _pack(self) -> None:
-        """Join all finished rows in the feature file, sorted by id."""
-        moves: dict[Path, list[tuple[int, int]]] = defaultdict(list)  # from row, to row; each file is opened once
-        for number, video_id in enumerate(sorted(self._rows)):
-            row = self._rows[video_id]
-            moves[row.path].append((row.number, number))
-        with _replacing(self.output) as file:
-            for path, rows in moves.items():
-                with h5py.File(path, "r") as source:
-                    names = [name for name in _DATASETS if name in source]
-                    if "video_id" not in file:
-                        samples = {name: source[name][0] for name in names if name != "video_id"}
-                        _create(file, self.recipe, len(self._rows), samples)
-                    for name in names:
-                        for old, new in rows:
-                            file[name][new] = source[name][old]
-        for part in self._part_files():
-            part.unlink()
+    def _agrees(self, contents: Contents) -> bool:
+        return not first_difference(contents.recipe, self.recipe)
 
-    def _leave(self) -> None:
-        """Let the next run in; the folder of parts goes unless rows wait in it."""
-        if not self._part_files():
-            shutil.rmtree(self.parts, ignore_errors=True)
-        self._lock.release()
+    def _whole_parts(self) -> list[Contents]:
+        """The parts that are not damaged; the rows of those with many are checked when they are packed."""
+        whole = []
+        for path in self._part_files():
+            try:
+                contents = read_contents(path)
+                if _is_single(contents) and contents.rows:
+                    _, wrong = read_rows(contents, list(contents.rows))
+                    if wrong:
+                        raise DamagedError(path, f"{named(wrong)} differs from its checksum")
+            except FeatureFileError as error:
+                self._set_aside(path, getattr(error, "reason", "not a feature file"))
+            else:
+                whole.append(contents)
+        return whole
+
+    def _set_aside(self, path: Path, reason: str, video_ids: tuple[str, ...] = ()) -> None:
+        """Put a damaged part out of the way; its other rows, where it is known which are damaged, stay."""
+        aside = path.with_name(path.name + DAMAGED)
+        self._note(f"{path} is damaged ({reason}): set aside as {aside.name}, what it held is done again")
+        if not video_ids:
+            path.replace(aside)
+            return
+        contents = read_contents(path)
+        rows = {video_id: row for video_id, row in contents.rows.items() if video_id not in video_ids}
+        shutil.copyfile(path, aside)
+        self._writing(lambda: join(path, self.recipe, [replace(contents, rows=rows)]))
+
+    def _keep(self, write: Callable[[Path], None]) -> None:
+        """Write a part, and make one file of many now and then."""
+        part = self.parts / f"{next(self._numbers):09}.h5"
+        self._writing(lambda: write(part))
+        self._singles[part] = None
+        if len(self._singles) >= BUNDLE_FILES and self._bundling.acquire(blocking=False):
+            try:
+                self._bundle()
+            finally:
+                self._bundling.release()
+
+    def _bundle(self) -> None:
+        """One part out of many; it takes the place of the last of them, so that what is later stays later."""
+        *some, last = list(self._singles)[:BUNDLE_FILES]
+        try:
+            self._writing(lambda: join(last, self.recipe, [read_contents(path) for path in [*some, last]]))
+        except DamagedError as error:
+            del self._singles[error.path]  # it is set aside when all is packed
+            return
+        for path in some:
+            path.unlink()
+        for path in [*some, last]:
+            del self._singles[path]
+
+    def _writing(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except DiskFullError as error:
+            raise DiskFullError(
+                f"{error}; {len(self._done)} finished videos are kept: make room, and the same command goes on"
+            ) from error
+
+
+class _StoppedError(Exception):
+    """The run is to end in the middle of packing."""
+
+
+def _is_single(part: Contents) -> bool:
+    return len(part.rows) + len(part.failures) == 1
 
 
 def read_ids(path: Path) -> tuple[list[str], Recipe]:
@@ -181,42 +328,5 @@ def read_ids(path: Path) -> tuple[list[str], Recipe]:
     FeatureFileError
         If the file is not a feature file of this format version.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features: choose another output")
-            if file.attrs["format_version"] != FORMAT_VERSION:
-                raise FeatureFileError(
-                    f"{path} has format version {file.attrs['format_version']}, this program knows {FORMAT_VERSION}"
-                )
-            return list(file["video_id"].asstr()[:]), json.loads(file.attrs["recipe"])
-    except (OSError, KeyError, ValueError) as error:
-        reason = "it is a folder" if path.is_dir() else str(error).splitlines()[0]
-        raise FeatureFileError(
-            f"{path} is not a readable feature file ({reason}): choose another output, or move it away"
-        ) from error
-
-
-def _create(file: h5py.File, recipe: Recipe, num_rows: int, samples: dict[str, NDArray[Any]]) -> None:
-    """Empty datasets for so many rows, each shaped like its sample."""
-    file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
-    file.attrs["recipe"] = json.dumps(recipe)
-    file.create_dataset("video_id", (num_rows,), h5py.string_dtype("utf-8"))
-    for name, sample in samples.items():
-        file.create_dataset(name, (num_rows, *sample.shape), sample.dtype)
-    for name in ("video_id", *samples):
-        file[name].attrs["description"], file[name].attrs["unit"] = _DATASETS[name]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[h5py.File]:
-    """A new file that takes the place of ``path`` when it is whole and on the disk."""
-    new = path.with_name(path.name + ".new")
-    try:
-        with h5py.File(new, "w") as file:
-            yield file
-        with new.open("rb") as written:
-            os.fsync(written.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    contents = read_contents(path)
+    return list(contents.rows), contents.recipe

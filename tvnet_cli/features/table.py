@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FeatureFileError
-from tvnet_cli.features.store import FORMAT, FORMAT_VERSION
+from tvnet_cli.features.format import FORMAT, FORMAT_VERSION
 
 # The order of the paper's supplement; other types follow in the order of their files.
 KNOWN_ORDER = (

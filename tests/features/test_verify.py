@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from feature_files import RECIPE, assert_same_content, damage, row, write
+
+from tvnet_cli.cli import main
+from tvnet_cli.features import format as format_module
+from tvnet_cli.features import store
+from tvnet_cli.features.format import read_contents, write_row
+from tvnet_cli.features.store import FeatureStore
+from tvnet_cli.features.verify import repair_features, verify_features
+
+
+def tvnet(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_good_file_is_called_good(tmp_path):
+    path = write(tmp_path / "f.h5", "a", "b", failing=("c",))
+    result = tvnet("verify", path)
+    assert (result.exit_code, result.stdout) == (0, f"good  {path}: 2 rows, 1 failures\n")
+    assert tvnet("verify", path, "-q").output == ""
+    assert json.loads(tvnet("verify", path, "--json").stdout) == {
+        **{"path": str(path), "good": True, "num_rows": 2, "num_failures": 1, "has_checksums": True},
+        **{"wrong_rows": {}, "problems": [], "num_waiting": 0, "set_aside": None},
+    }
+
+
+@pytest.mark.parametrize("portion", [1, 2**25])
+def test_changed_bits_in_any_dataset_are_found_and_named(tmp_path, monkeypatch, portion):
+    monkeypatch.setattr(format_module, "PORTION_BYTES", portion)
+    write(tmp_path / "whole.h5", "a", "b", "c")
+    names = [*read_contents(tmp_path / "whole.h5").fields, "checksum"]
+    assert len(names) == 6
+    for name in names:
+        path = tmp_path / "f.h5"
+        path.write_bytes((tmp_path / "whole.h5").read_bytes())
+        damage(path, name, 1)
+        assert verify_features(path).wrong_rows == {"b": "differs from its checksum"}, name
+    result = tvnet("verify", path, tmp_path / "whole.h5")
+    assert result.exit_code == 1
+    assert f"{path}: b: differs from its checksum\nbad   {path}: 3 rows" in result.stdout
+    assert "good  " in result.stdout
+
+
+def test_a_changed_name_is_found(tmp_path):
+    path = write(tmp_path / "f.h5", "first", "other")
+    raw = path.read_bytes()
+    assert raw.count(b"first") == 1
+    path.write_bytes(raw.replace(b"first", b"fjrst"))
+    assert verify_features(path).wrong_rows == {"fjrst": "differs from its checksum"}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.nan, "holds what is no number"), (np.inf, "holds what is no number"), (5.0, "has the norm 5")],
+)
+def test_odd_values_are_named_whatever_the_checksum_says(tmp_path, value, said):
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as made:
+        values = row(1)
+        values["flow/global_pool"] = np.where(np.arange(1024) == 7, value, 0).astype(np.float32)
+        made.add("a", values)
+        made.add("zeros", {**row(2), "flow/global_pool": np.zeros(1024, np.float32)})
+    found = verify_features(tmp_path / "f.h5").wrong_rows
+    assert list(found) == ["a"]
+    assert said in found["a"]
+
+
+def test_rows_out_of_order_and_of_different_number_are_found(tmp_path):
+    path = write(tmp_path / "f.h5", "a", "b")
+    with h5py.File(path, "r+") as file:
+        file["video_id"][:] = ["b", "a"]
+    assert "rows are not sorted by video_id" in verify_features(path).problems
+    write(tmp_path / "g.h5", "a", "b")
+    with h5py.File(tmp_path / "g.h5", "r+") as file:
+        del file["padded"]
+        file["padded"] = [True]
+    (problem,) = verify_features(tmp_path / "g.h5").problems
+    assert "padded" in problem
+
+
+def test_files_without_checksums_are_said_to_have_none(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    with h5py.File(path, "r+") as file:
+        del file["checksum"]
+    result = tvnet("verify", path)
+    assert result.exit_code == 0
+    assert "no checksums" in result.stdout
+
+
+def test_finished_videos_that_wait_are_checked_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "QUICK_BYTES", 0)
+    parts = tmp_path / "f.h5.parts"
+    parts.mkdir()
+    write_row(parts / "000000001.h5", RECIPE, "a", row(1))
+    write_row(parts / "000000002.h5", RECIPE, "b", row(2))
+    result = tvnet("verify", tmp_path / "f.h5")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"good  {tmp_path / 'f.h5'}: 0 rows, 0 failures, 2 more videos wait to be packed\n",
+    )
+    damage(parts / "000000001.h5", "num_frames", 0)
+    (parts / "000000002.h5").write_bytes(b"nothing")
+    found = verify_features(tmp_path / "f.h5")
+    assert found.wrong_rows == {"a": "differs from its checksum"}
+    assert found.problems == ("000000002.h5: not a feature file",)
+
+
+@pytest.mark.parametrize("name", ["nowhere.h5", "text.h5", "folder"])
+def test_what_is_no_feature_file_is_one_line_and_exit_code_1(tmp_path, name):
+    (tmp_path / "text.h5").write_text("my thesis")
+    (tmp_path / "folder").mkdir()
+    good = write(tmp_path / "f.h5", "a")
+    result = tvnet("verify", tmp_path / name, good)
+    assert result.exit_code == 1
+    assert result.stdout.count("\n") == 2
+    assert name in result.stdout.splitlines()[0]
+    assert "good  " in result.stdout
+    objects = [json.loads(line) for line in tvnet("verify", tmp_path / name, good, "--json").stdout.splitlines()]
+    assert [one["good"] for one in objects] == [False, True]
+
+
+def test_repairing_keeps_the_good_rows_and_the_next_run_does_the_others(tmp_path):
+    path = write(tmp_path / "f.h5", "a", "b", "c", failing=("d",))
+    damage(path, "flow/inception_4e_output", 1)
+    damaged = path.read_bytes()
+    result = tvnet("verify", path, "--repair")
+    assert result.exit_code == 0
+    assert f"{path}: b: differs from its checksum" in result.stdout
+    assert f"the damaged file is now {path}.damaged" in result.stdout
+    assert (tmp_path / "f.h5.damaged").read_bytes() == damaged
+    assert_same_content(path, write(tmp_path / "g.h5", "a", "c", failing=("d",)))
+    write(path, "b")
+    assert_same_content(path, write(tmp_path / "h.h5", "a", "b", "c", failing=("d",)))
+    assert tvnet("verify", path).exit_code == 0
+    damage(path, "flow/inception_4e_output", 0)
+    assert repair_features(path).set_aside == tmp_path / "f.h5.damaged2"
+
+
+def test_repairing_a_good_file_leaves_it_as_it_is(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    before = path.stat().st_ino
+    assert repair_features(path).set_aside is None
+    assert path.stat().st_ino == before
+    assert [one.name for one in tmp_path.iterdir()] == ["f.h5"]
+
+
+def test_a_file_that_cannot_be_read_at_all_is_put_aside(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    path.write_bytes(path.read_bytes()[:-100])
+    result = tvnet("verify", path, "--repair")
+    assert result.exit_code == 0
+    assert "cannot be read: " in result.stdout
+    assert "truncated" in result.stdout
+    assert not path.exists()
+    assert (tmp_path / "f.h5.damaged").exists()
+
+
+def test_repairing_keeps_other_runs_out(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    with FeatureStore(path, RECIPE):
+        result = tvnet("verify", path, "--repair")
+    assert result.exit_code == 1
+    assert "another run is writing" in result.stdout

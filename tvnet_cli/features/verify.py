@@ -1,0 +1,192 @@
+"""Whether a feature file is what was written, and what to save of one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvnet_cli.errors import DamagedError, FeatureFileError
+from tvnet_cli.features.format import Contents, RowProgress, join, named, read_contents, read_rows, sync_folder
+from tvnet_cli.features.lock import locked, parts_folder
+
+UNIT_NORM = 1e-3  # how far the L2 norm of features may be from 1
+MAY_BE_NAN = {"pts_seconds"}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a feature file.
+
+    Attributes
+    ----------
+    path : Path
+    num_rows, num_failures : int
+    has_checksums : bool
+        Files of older programs have none: their rows are then only looked at.
+    wrong_rows : dict of video id to what is wrong with its row
+    problems : tuple of str
+        Of the file as a whole.
+    num_waiting : int
+        Finished videos in ``<path>.parts``, which the next run packs.
+    set_aside : Path or None
+        Where a repair put the damaged file.
+    """
+
+    path: Path
+    num_rows: int = 0
+    num_failures: int = 0
+    has_checksums: bool = True
+    wrong_rows: dict[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    num_waiting: int = 0
+    set_aside: Path | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether all is as it was written."""
+        return not self.problems and not self.wrong_rows
+
+    def summary(self) -> dict[str, Any]:
+        """The findings as plain values, ready for JSON."""
+        found = {"path": str(self.path), "good": self.good, **vars(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+    def lines(self) -> list[str]:
+        """The findings as text."""
+        counts = [f"{self.num_rows} rows", f"{self.num_failures} failures"]
+        counts += [f"{self.num_waiting} more videos wait to be packed"] if self.num_waiting else []
+        counts += [] if self.has_checksums else ["no checksums, an older program wrote it"]
+        bad = [f"{self.path}: {what}" for what in self.problems]
+        bad += [f"{self.path}: {video_id}: {what}" for video_id, what in self.wrong_rows.items()]
+        end = [f"{'good' if self.good else 'bad '}  {self.path}: {', '.join(counts)}"]
+        if self.set_aside:
+            end += [f"the damaged file is now {self.set_aside}; the command that made it does what is missing"]
+        return [*bad, *end]
+
+
+def verify_features(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
+    """Check all rows of a feature file, and those that wait beside it.
+
+    Parameters
+    ----------
+    path : Path
+        A feature file or a folder of parts.
+    progress : callable
+        Is told how many rows are checked.
+
+    Raises
+    ------
+    FeatureFileError
+        If there is no such file.
+    """
+    parts = path if path.is_dir() else parts_folder(path)
+    waiting = [found for part in sorted(parts.glob("*.h5")) if (found := _verify_part(part))]
+    if not path.is_file() and not waiting:
+        raise FeatureFileError(f"there is no feature file {path}, nor finished videos in {parts}")
+    found = _verify_file(path, progress) if path.is_file() else Findings(path)
+    return replace(
+        found,
+        has_checksums=found.has_checksums and all(part.has_checksums for part in waiting),
+        wrong_rows={**found.wrong_rows, **{key: what for part in waiting for key, what in part.wrong_rows.items()}},
+        problems=(*found.problems, *(f"{part.path.name}: {what}" for part in waiting for what in part.problems)),
+        num_waiting=sum(part.num_rows for part in waiting),
+    )
+
+
+def repair_features(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
+    """Put a damaged feature file aside, as ``<path>.damaged``, and its good rows in its place.
+
+    A run over the same videos makes the others again. A file that is good stays as it is.
+
+    Returns
+    -------
+    Findings
+        As they were before.
+
+    Raises
+    ------
+    FeatureFileError
+        If there is no such file.
+    DiskFullError
+    """
+    with locked(path) as parts:
+        found = _verify_file(path, progress)
+        if found.good:
+            return found
+        aside = _free_name(path)
+        try:
+            contents = read_contents(path)
+        except DamagedError:
+            path.replace(aside)
+            return replace(found, set_aside=aside)
+        good = {video_id: row for video_id, row in contents.rows.items() if video_id not in found.wrong_rows}
+        # Among the parts it counts whatever comes between.
+        repaired = parts / "repaired.h5"
+        join(repaired, contents.recipe, [replace(contents, rows=good)], progress)
+        path.replace(aside)
+        repaired.replace(path)
+        sync_folder(path.parent)
+        return replace(found, set_aside=aside)
+
+
+def _verify_file(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
+    try:
+        contents = read_contents(path)
+    except DamagedError as error:
+        return Findings(path, problems=(f"cannot be read: {error.reason}",))
+    wrong: dict[str, str] = {}
+    done = 0
+    for videos in contents.portions():
+        wrong |= _faults(contents, videos)
+        done += len(videos)
+        progress(done, len(contents.rows))
+    in_order = list(contents.rows) == sorted(contents.rows)
+    twice = [video_id for video_id in contents.failures if video_id in contents.rows]
+    problems = [] if in_order else ["rows are not sorted by video_id"]
+    problems += [f"among the failures although they have rows: {named(twice)}"] if twice else []
+    return Findings(path, len(contents.rows), len(contents.failures), contents.has_checksums, wrong, tuple(problems))
+
+
+def _verify_part(path: Path) -> Findings | None:
+    """None if a run that is at work has packed it meanwhile."""
+    try:
+        return _verify_file(path)
+    except FeatureFileError:
+        return Findings(path, problems=("not a feature file",)) if path.exists() else None
+
+
+def _faults(contents: Contents, videos: Sequence[str]) -> dict[str, str]:
+    """What is wrong with these rows."""
+    try:
+        values, differing = read_rows(contents, videos)
+    except DamagedError as error:
+        if len(videos) == 1:
+            return {videos[0]: f"cannot be read: {error.reason}"}
+        return {key: what for video_id in videos for key, what in _faults(contents, [video_id]).items()}
+    return {**_odd_values(videos, values), **dict.fromkeys(differing, "differs from its checksum")}
+
+
+def _odd_values(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Rows with values that the program does not write."""
+    found: dict[str, str] = {}
+    for name, block in values.items():
+        rows = block.reshape(len(videos), -1)
+        if block.dtype.kind == "f" and name not in MAY_BE_NAN:
+            odd = ~np.isfinite(rows).all(axis=1)
+            found |= {videos[row]: f"{name} holds what is no number" for row in np.flatnonzero(odd).tolist()}
+            if "/" in name:
+                norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+                odd = (np.abs(norms - 1) > UNIT_NORM) & (norms != 0) & np.isfinite(norms)
+                found |= {videos[row]: f"{name} has the norm {norms[row]:.4g}" for row in np.flatnonzero(odd).tolist()}
+    return found
+
+
+def _free_name(path: Path) -> Path:
+    """Of a file that is put aside."""
+    names = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *range(2, 1000)))
+    return next(name for name in names if not name.exists())
