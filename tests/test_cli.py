@@ -16,12 +16,14 @@ import click
 import h5py
 import pytest
 from click.testing import CliRunner, Result
+from feature_files import assert_same_content
 from films import without_privileges, write_film
 
 from tvnet_cli import __version__
 from tvnet_cli.cli import main
 from tvnet_cli.features import extract
 from tvnet_cli.features.extract import extract_features
+from tvnet_cli.features.lock import locked
 from tvnet_cli.options import ExtractOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -148,12 +150,92 @@ def test_tracebacks_come_with_vv_only(films, tmp_path):
 
 
 @pytest.mark.usefixtures("two_clips")
-def test_when_all_fail_nothing_is_written(tmp_path):
+def test_when_all_fail_only_their_reasons_are_written(tmp_path):
     (tmp_path / "broken.mp4").write_text("no film")
     result = features(tmp_path, "-o", tmp_path / "f.h5")
     assert result.exit_code == 1
-    assert "nothing to write" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.mp4"]
+    assert "no features in " in result.stderr
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["failures/video_id"].asstr()[:].tolist() == ["broken.mp4"]
+        assert file["failures/reason"].asstr()[0].startswith("cannot open")
+        assert file["failures/code"].asstr()[0] == "cannot_open"
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_video_that_failed_is_named_again_and_tried_again_on_request_only(films, tmp_path):
+    good = (films / "a.mp4").read_bytes()
+    (films / "a.mp4").write_text("no film")
+    assert features(films, "-o", tmp_path / "f.h5").exit_code == 1
+    (films / "a.mp4").write_bytes(good)
+    result = features(films, "-o", tmp_path / "f.h5", "--json")
+    assert result.exit_code == 1
+    assert "0 done, 1 skipped, 1 failed" in result.stderr
+    assert "1 of 2 videos failed (1 in earlier runs: --retry-failed tries them again):" in result.stderr
+    first = json.loads(result.stdout.splitlines()[0])
+    assert f"failed a.mp4: {first['reason']} (in an earlier run)\n" in result.stderr
+    assert (first["video_id"], first["status"], first["code"], first["earlier"]) == (
+        *("a.mp4", "failed", "cannot_open"),
+        True,
+    )
+    result = features(films, "-o", tmp_path / "f.h5", "--retry-failed")
+    assert result.exit_code == 0
+    assert "1 done, 1 skipped, 0 failed" in result.stderr
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert len(file["failures/video_id"]) == 0
+
+
+def part_of_the_videos(result: Result) -> str:
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("shard "))
+    return line
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_shards_together_are_what_one_run_writes(films, tmp_path, monkeypatch):
+    (films / "broken.mp4").write_text("no film")
+    (films / "c.mp4").write_bytes((films / "b.mp4").read_bytes())
+    features(films, "-o", tmp_path / "whole.h5", "--shard", "0/1")
+    assert features(films, "-o", tmp_path / "f.h5", "--shard", "0/3").exit_code in (0, 1)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    result = features(films, "-o", tmp_path / "f.h5", "-q")
+    output = tmp_path / "f.shard-0001-of-0003.h5"
+    assert re.fullmatch(
+        rf"shard 1/3 \(SLURM_ARRAY_TASK_ID=2\): \d of 4 videos, into {output}; --shard 0/1 takes all",
+        part_of_the_videos(result),
+    )
+    monkeypatch.setenv("RANK", "0")  # the task of the array goes first
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "shard 1/3" in part_of_the_videos(features(films, "-o", tmp_path / "f.h5"))
+    features(films, "-o", tmp_path / "f.h5", "--shard", "2/3")
+    shards = sorted(tmp_path.glob("f.shard-*.h5"))
+    assert len(shards) == 3
+    merged = tvnet("merge", *shards, "-o", tmp_path / "merged.h5")
+    assert merged.exit_code == 0
+    assert "3 rows and 1 failures" in merged.stderr
+    assert_same_content(tmp_path / "merged.h5", tmp_path / "whole.h5")
+    result = features(films, "-o", tmp_path / "merged.h5", "--shard", "0/1")
+    assert "0 done, 3 skipped, 1 failed" in result.stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_shard_without_videos_is_an_empty_file_that_merges(films, tmp_path):
+    (films / "a.mp4").unlink()
+    for index in range(3):
+        result = features(films, "-o", tmp_path / "f.h5", "--shard", f"{index}/3")
+        assert result.exit_code == 0
+    assert tvnet("verify", *tmp_path.glob("*.h5")).exit_code == 0
+    assert "1 rows" in tvnet("merge", *tmp_path.glob("*.h5"), "-o", tmp_path / "all.h5").stderr
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_second_run_on_the_same_file_is_told_who_writes_it(films, tmp_path):
+    with locked(tmp_path / "f.h5"):
+        result = features(films, "-o", tmp_path / "f.h5")
+    assert result.exit_code == 1
+    assert f"another run is writing {tmp_path / 'f.h5'} (process {os.getpid()} on " in result.stderr
+    assert "--wait" in result.stderr
 
 
 @pytest.mark.usefixtures("two_clips")
@@ -221,6 +303,8 @@ def test_without_weights_the_command_says_what_to_do(films, monkeypatch):
         (["{films}", "--timeout", "-1"], 2, "--timeout"),
         (["{films}", "--decoder-memory", "1"], 2, "at least 256 MiB"),
         (["--from-file", "nowhere.txt"], 2, "nowhere.txt"),
+        (["{films}", "--shard", "2/2"], 2, "there is no shard 2/2"),
+        (["{films}", "--shard", "first"], 2, "a shard is given as i/n"),
         (["{films}", "--device", "cuda:77"], 1, "cuda:77 was asked for"),
         (["{films}", "--device", "tpu"], 1, "no device is called 'tpu'"),
         (["{films}", "--weights", "best"], 1, "no weights called 'best'"),
@@ -288,7 +372,8 @@ def test_python_m_runs_the_program():
     assert found.stdout == f"tvnet, version {__version__}\n"
 
 
-def test_ctrl_c_keeps_what_is_done_and_exits_130(films, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_is_done_and_exits_130(films, tmp_path, how):
     for number in range(8):
         (films / f"c{number}.mp4").write_bytes((films / "a.mp4").read_bytes())
     command = [sys.executable, "-m", "tvnet_cli", "features", str(films), "-o", str(tmp_path / "f.h5")]
@@ -296,7 +381,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(films, tmp_path):
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
     done = json.loads(running.stdout.readline())["video_id"]
     time.sleep(0.5)
-    os.kill(running.pid, signal.SIGINT)
+    os.kill(running.pid, how)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Traceback" not in said

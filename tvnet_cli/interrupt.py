@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+EXIT_CODE = 130
+SHOW_CURSOR = "\x1b[?25h"
+
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(hard: bool = False) -> Iterator[threading.Event]:
     """Inside it the first Ctrl-C is an event, to be asked for between two pieces of work; the second one stops at once.
 
     An exception in the middle of a piece, which Ctrl-C is otherwise, could lose half of it, such as a packet of a film
-    between its encoder and its file.
+    between its encoder and its file. SIGTERM, by which systems announce that they are about to kill, is the same.
+
+    Parameters
+    ----------
+    hard : bool
+        The second one ends the process on the spot, whatever waits for whatever: for work that may be killed at any
+        moment.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -23,10 +34,17 @@ def interruptible() -> Iterator[threading.Event]:
 
     def note(number: int, frame: FrameType | None) -> None:
         event.set()
-        signal.signal(signal.SIGINT, before)
+        for one in before:
+            signal.signal(one, end if hard else before[one])
 
-    before = signal.signal(signal.SIGINT, note)
+    def end(number: int, frame: FrameType | None) -> None:
+        if sys.stderr.isatty():
+            os.write(2, SHOW_CURSOR.encode())  # which a progress bar hides
+        os._exit(EXIT_CODE)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from tvnet_cli.features.extract import VideoResult
+from tvnet_cli.features.lock import parts_folder
 from tvnet_cli.flow.compute import SAMPLED_FIELDS
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.outputs import Target
@@ -93,6 +94,7 @@ class VideoProgress(_Screen):
         super().__init__("videos", total, quiet)
         self.total, self.verbosity = total, verbosity
         self.counts = {"done": 0, "skipped": 0, "failed": 0}
+        self._said = self._started
         self.failures: list[VideoResult] = []
 
     def announce(self, model: StreamModel, device: object) -> None:
@@ -112,7 +114,8 @@ class VideoProgress(_Screen):
         self.counts[result.status] += 1
         if result.status == "failed":
             self.failures.append(result)
-            self._say(f"[red]failed[/red] {escape(result.video_id)}: {escape(result.reason)}", always=True)
+            when = " (in an earlier run)" if result.earlier else ""
+            self._say(f"[red]failed[/red] {escape(result.video_id)}: {escape(result.reason)}{when}", always=True)
             if self.verbosity >= 2 and result.error is not None:
                 self.console.print("".join(traceback.format_exception(result.error)), markup=False)
         for note in result.notes:
@@ -126,19 +129,36 @@ class VideoProgress(_Screen):
         failed = f" [red]{self.counts['failed']} failed[/red]" if self.counts["failed"] else ""
         self._bar.update(self._task, advance=1, description=f"videos{failed}", rate=self._rate())
 
+    def note(self, line: str) -> None:
+        """Say what people should know about the run as a whole."""
+        self._say(f"[yellow]note[/yellow] {escape(line)}", always=True)
+
+    def packing(self, done: int, total: int) -> None:
+        """So many rows of all are in the file that is written at the end."""
+        self._bar.update(self._task, description="packing", completed=done, total=total, rate="")
+        now = time.monotonic()
+        if now - self._said > SECONDS_BETWEEN_LINES and not self.console.is_terminal:
+            self._say(f"packing: {done} of {total} rows")
+            self._said = now
+
     def close(self, output: Path, interrupted: bool = False) -> None:
         """The closing line, and the names and reasons of what failed."""
         if self.failures:
-            self._say(f"{len(self.failures)} of {self.total} videos failed:", always=True)
+            earlier = sum(result.earlier is True for result in self.failures)
+            again = f" ({earlier} in earlier runs: --retry-failed tries them again)" if earlier else ""
+            self._say(f"{len(self.failures)} of {self.total} videos failed{again}:", always=True)
             for result in self.failures:
                 self._say(f"  {escape(result.video_id)}: {escape(result.reason)}", always=True)
         left = self.total - sum(self.counts.values())
         waiting = f", {left} left" if left else ""
-        where = f"features in {escape(str(output))}" if output.exists() else "nothing to write"
+        none = "" if self.counts["done"] or self.counts["skipped"] else "no "
+        where = f"{none}features in {escape(str(output))}" if output.exists() else "nothing to write"
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         self._say(f"{counts}{waiting} in {time.monotonic() - self._started:.0f} s; {where}")
         if interrupted:
-            self._say("interrupted: finished videos are kept, the same command goes on from here", always=True)
+            parts = parts_folder(output)
+            where = f" in {escape(str(parts))}" if any(parts.glob("*.h5")) else ""
+            self._say(f"interrupted: finished videos are kept{where}, the same command goes on from here", always=True)
 
     def _rate(self) -> str:
         worked = self.counts["done"] + self.counts["failed"]

@@ -6,18 +6,19 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from feature_files import assert_same_content, content, damage
 from films import write_film
 
 from tvnet_cli import TVNet
 from tvnet_cli.device import choose_device
-from tvnet_cli.errors import DeviceError, FeatureFileError
-from tvnet_cli.features import extractor
+from tvnet_cli.errors import DeviceError, FeatureFileError, VideoReadError
+from tvnet_cli.features import extractor, store
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.features.extractor import Extractor
+from tvnet_cli.features.format import read_contents
 from tvnet_cli.network.weights import load_models
 from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.decode import VideoClips, read_clips
@@ -36,13 +37,6 @@ def models(*streams: str):
 def run(folder: Path, output: Path, *streams: str, **arguments):
     options = ExtractOptions(streams=streams or ("flow",), num_clips=6)
     return list(extract_features(find_videos([folder]), output, models(*streams), options=options, **arguments))
-
-
-def content(path: Path) -> dict[str, np.ndarray]:
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +134,7 @@ def test_a_short_film_is_marked_padded(tmp_path, films):
     assert content(tmp_path / "f.h5")["padded"].tolist() == [False, True, False]
 
 
-def test_a_broken_film_fails_alone_and_is_tried_again(tmp_path, films):
+def test_a_broken_film_fails_alone_and_is_tried_again_on_request(tmp_path, films):
     folder = tmp_path / "films"
     folder.mkdir()
     (folder / "a.mp4").write_text("no film")
@@ -149,7 +143,10 @@ def test_a_broken_film_fails_alone_and_is_tried_again(tmp_path, films):
     assert [result.status for result in results] == ["failed", "done"]
     assert "not a video" in results[0].reason
     (folder / "a.mp4").write_bytes((films / "a.mp4").read_bytes())
-    results = run(folder, tmp_path / "f.h5")
+    again = run(folder, tmp_path / "f.h5")
+    assert [(result.status, result.earlier) for result in again] == [("failed", True), ("skipped", None)]
+    assert (again[0].reason, again[0].code) == (results[0].reason, results[0].code)
+    results = run(folder, tmp_path / "f.h5", retry_failed=True)
     assert [(result.video_id, result.status) for result in results] == [("b.mp4", "skipped"), ("a.mp4", "done")]
     found = content(tmp_path / "f.h5")
     assert found["video_id"].tolist() == [b"a.mp4", b"b.mp4"]
@@ -169,6 +166,44 @@ def test_a_run_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path, films):
     run(films, tmp_path / "whole.h5")
     whole, resumed = content(tmp_path / "whole.h5"), content(tmp_path / "f.h5")
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_that_is_to_end_drops_what_it_has_not_finished_and_blames_no_video(tmp_path, films, monkeypatch):
+    stop, read = threading.Event(), ClipReader.read
+
+    def slow_but_for_the_first(self: ClipReader, path: Path):
+        if path.name != "a.mp4":
+            assert stop.wait(60)
+            raise VideoReadError("the decoder was killed")
+        return read(self, path)
+
+    monkeypatch.setattr(ClipReader, "read", slow_but_for_the_first)
+    running = extract_features(find_videos([films]), tmp_path / "f.h5", models(), options=SMALL, stop=stop, jobs=2)
+    assert next(running).video_id == "a.mp4"
+    stop.set()
+    assert list(running) == []
+    monkeypatch.undo()
+    results = run(films, tmp_path / "f.h5")
+    assert [result.status for result in results] == ["skipped", "done", "done"]
+
+
+def test_rows_that_turn_out_damaged_are_made_again_in_the_same_run(tmp_path, films, monkeypatch):
+    monkeypatch.setattr(store, "QUICK_BYTES", 0)
+    monkeypatch.setattr(store, "BUNDLE_FILES", 2)
+    stop = threading.Event()
+    for result in extract_features(find_videos([films]), tmp_path / "f.h5", models(), options=SMALL, stop=stop, jobs=1):
+        if result.video_id == "c.mp4":
+            stop.set()
+    (bundle,) = (tmp_path / "f.h5.parts").glob("*2.h5")
+    ids = list(read_contents(bundle).rows)
+    damage(bundle, "flow/global_pool", 0)
+    notes: list[str] = []
+    results = run(films, tmp_path / "f.h5", note=notes.append)
+    assert [result.status for result in results] == ["skipped", "skipped", "skipped", "done"]
+    assert results[-1].video_id == ids[0]
+    assert "is damaged" in notes[0]
+    run(films, tmp_path / "whole.h5")
+    assert_same_content(tmp_path / "f.h5", tmp_path / "whole.h5")
 
 
 def test_an_error_in_the_network_ends_the_run_and_loses_no_finished_video(tmp_path, films, monkeypatch):

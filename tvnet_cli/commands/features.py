@@ -22,6 +22,7 @@ from tvnet_cli.commands.common import (
     with_clear_errors,
     with_log,
 )
+from tvnet_cli.features.shards import Shard, parse_shard, shard_of_this_job
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -102,6 +103,15 @@ PLACE = _Place(path_type=Path)
     help="Give up a video whose decoding needs more, on Linux; 0: never.",
 )
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
+@click.option("--retry-failed", is_flag=True, help="Try videos again that failed in an earlier run.")
+@click.option("--wait", is_flag=True, help="Wait for another run that is writing the output file.")
+@click.option(
+    "--shard",
+    "shard_name",
+    metavar="I/N",
+    help="Part I of N of the videos, into a file of its own; 0/1 is all of them.  [default: what SLURM_ARRAY_TASK_ID, "
+    "or RANK and WORLD_SIZE, say]",
+)
 @LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -121,6 +131,9 @@ def features(
     timeout: float,
     decoder_memory: int,
     overwrite: bool,
+    retry_failed: bool,
+    wait: bool,
+    shard_name: str | None,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -142,11 +155,18 @@ def features(
         raise click.UsageError(str(error)) from error
 
     videos = find_sources(places)
+    shard, said_by = _shard(shard_name)
+    if said_by:
+        whole, videos = len(videos), [video for video in videos if shard.holds(video.video_id)]
+        output = shard.output(output)
+        said = f"shard {shard} ({said_by}): {len(videos)} of {whole} videos, into {output}; --shard 0/1 takes all"
+        click.echo(said, err=True)
 
     # From here on torch is needed; --help answers without it.
     from tvnet_cli.device import choose_devices
     from tvnet_cli.features.extract import extract_features
     from tvnet_cli.features.extractor import recipe
+    from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
 
@@ -162,7 +182,7 @@ def features(
         recipe=recipe(options, models, devices[0]),
     )
     interrupted = False
-    with VideoProgress(len(videos), quiet, verbose) as progress:
+    with VideoProgress(len(videos), quiet, verbose) as progress, interruptible(hard=True) as stop:
         for model in models.values():
             progress.announce(model, ", ".join(map(str, devices)))
         results = extract_features(
@@ -173,8 +193,13 @@ def features(
             batch_size=batch_size,
             jobs=jobs,
             overwrite=overwrite,
+            retry_failed=retry_failed,
+            wait=wait,
             options=options,
             limits=limits,
+            stop=stop,
+            note=progress.note,
+            packing=progress.packing,
         )
         try:
             with closing(results):
@@ -183,11 +208,23 @@ def features(
                     log.video(result.summary())
                     if as_json:
                         click.echo(json.dumps(result.summary()))
+            interrupted = stop.is_set()
         except KeyboardInterrupt:
             interrupted = True
     progress.close(output, interrupted)
     if interrupted or progress.failures:
         sys.exit(INTERRUPTED if interrupted else FAILED)
+
+
+def _shard(name: str | None) -> tuple[Shard, str]:
+    """Which videos are meant, and who said so; nobody did if it is all of them."""
+    try:
+        if name is not None:
+            shard = parse_shard(name)
+            return shard, "" if shard.count == 1 else "--shard"
+        return shard_of_this_job(os.environ) or (Shard(0, 1), "")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--shard") from None
 
 
 def _listed_places(lines: Iterator[bytes]) -> Iterator[Path | str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +19,13 @@ from tvnet_cli.device import thread_pool
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.devices import Extractors
 from tvnet_cli.features.extractor import Models
+from tvnet_cli.features.format import RowProgress
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.options import DecodeLimits, ExtractOptions
 from tvnet_cli.video.files import RemoteVideo, Video
+
+VIDEOS_AHEAD = 256  # that are handed out while the result of the first of them is waited for
+SECONDS_UNTIL_STOP = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class VideoResult:
         ``skipped``: its row was there already.
     reason, code : str
         Why it failed: for people, and one of ``tvnet_cli.errors.REASONS``.
+    earlier : bool or None
+        True if it failed in an earlier run and was not tried again.
     notes : tuple of str
         What was not as it should be in a video that is done.
     num_frames, padded
@@ -44,6 +55,7 @@ class VideoResult:
     status: Literal["done", "skipped", "failed"]
     reason: str = ""
     code: str = ""
+    earlier: bool | None = None
     notes: tuple[str, ...] = ()
     num_frames: int | None = None
     padded: bool | None = None
@@ -65,8 +77,13 @@ def extract_features(
     batch_size: int | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    retry_failed: bool = False,
+    wait: bool = False,
     options: ExtractOptions | None = None,
     limits: DecodeLimits | None = None,
+    stop: threading.Event | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    packing: RowProgress = lambda done, total: None,
 ) -> Generator[VideoResult, None, None]:
     """Extract the features of videos into a feature file.
 
@@ -86,10 +103,20 @@ def extract_features(
         Videos at work at once, which are in memory. Decides memory and speed, not results.
     overwrite : bool
         Drop what ``output`` holds.
+    retry_failed : bool
+        Try videos again that failed in an earlier run. Otherwise their reasons are given once more.
+    wait : bool
+        For another run that writes ``output``, which otherwise is an error.
     options : ExtractOptions
         Its streams are those of ``models``.
     limits : DecodeLimits
         What reading one video may take.
+    stop : Event, optional
+        When it is set, the run ends soon: rows in hand are kept, and what is not finished is dropped.
+    note : callable
+        Is told what people should know about the run as a whole.
+    packing : callable
+        Is told how many rows of all are in the file that is written at the end.
 
     Yields
     ------
@@ -99,8 +126,11 @@ def extract_features(
     Raises
     ------
     FeatureFileError
-        If ``output`` is no feature file or was made by another recipe.
+        If ``output`` is no feature file, was made by another recipe, is damaged or is being written by another run.
+    DiskFullError
+        Finished videos are kept.
     """
+    stop = stop or threading.Event()
     options = options or ExtractOptions(streams=tuple(models))
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     extractor = Extractors(models, options, devices, batch_size=batch_size, jobs=jobs, limits=limits)
@@ -110,6 +140,9 @@ def extract_features(
         try:
             row = extractor.row(video.place)
         except VideoReadError as error:
+            if stop.is_set():  # then it may be no fault of the video
+                raise
+            store.add_failure(video.video_id, str(error), error.code)
             return VideoResult(video.video_id, "failed", reason=str(error), code=error.code, error=error)
         store.add(video.video_id, row.values)
         return VideoResult(
@@ -121,13 +154,45 @@ def extract_features(
             seconds=time.perf_counter() - started,
         )
 
-    # A thread for each video at work, which mostly waits. At the end, or when something breaks, videos go first and
-    # the file is packed last.
+    # A thread for each video at work, which mostly waits. At the end, or when something breaks, what computes goes
+    # first, so that no thread waits for it any more; then the threads, each with the row in hand; the file comes last.
     with (
-        FeatureStore(output, extractor.recipe, overwrite) as store,
-        extractor,
+        FeatureStore(output, extractor.recipe, overwrite, wait=wait, stop=stop, note=note, progress=packing) as store,
         thread_pool(extractor.jobs) as at_work,
+        extractor,
     ):
-        todo = [video for video in videos if video.video_id not in store]
-        yield from (VideoResult(video.video_id, "skipped") for video in videos if video.video_id in store)
-        yield from at_work.map(work, todo)
+        before = {} if retry_failed else dict(store.failures)
+        todo = []
+        for video in videos:
+            if video.video_id in store:
+                yield VideoResult(video.video_id, "skipped")
+            elif failure := before.get(video.video_id):
+                yield VideoResult(video.video_id, "failed", failure.reason, failure.code, earlier=True)
+            else:
+                todo.append(video)
+        while True:
+            yield from _in_order(at_work, work, todo, stop)
+            if stop.is_set() or store.pack():
+                break
+            todo = [video for video in videos if not store.knows(video.video_id)]
+        if not videos:
+            store.write_empty()
+
+
+def _in_order(
+    pool: Executor,
+    work: Callable[[Video | RemoteVideo], VideoResult],
+    videos: Iterable[Video | RemoteVideo],
+    stop: threading.Event,
+) -> Iterator[VideoResult]:
+    """The results of all videos, or of those before the run is to end."""
+    left, ahead = iter(videos), deque[Future[VideoResult]]()
+    while True:
+        ahead.extend(pool.submit(work, video) for video in islice(left, VIDEOS_AHEAD - len(ahead)))
+        if not ahead:
+            return
+        while not ahead[0].done():
+            if stop.is_set():
+                return
+            wait_for([ahead[0]], timeout=SECONDS_UNTIL_STOP)
+        yield ahead.popleft().result()

@@ -137,6 +137,10 @@ class FeatureStore:
     def __contains__(self, video_id: str) -> bool:
         return video_id in self._done
 
+    def knows(self, video_id: str) -> bool:
+        """Whether a video has a row, or failed."""
+        return video_id in self._done or video_id in self.failures
+
     def add(self, video_id: str, values: Mapping[str, ArrayLike]) -> None:
         """Keep the finished row of one video. Threads may add at once, each its own.
 

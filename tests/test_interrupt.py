@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tvnet_cli.interrupt import interruptible
+
+WORK = """
+import sys, time
+from tvnet_cli.interrupt import interruptible
+with interruptible(hard=sys.argv[1] == "hard") as stop:
+    print("ready", flush=True)
+    try:
+        while not stop.wait(0.01):
+            pass
+        print("finishing", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("dropped", flush=True)
+        raise SystemExit(7)
+    finally:
+        print("tidied up", flush=True)
+"""
+
+
+def stopped_twice(kind: str, *signals: signal.Signals) -> tuple[int, str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WORK, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        for line, number in zip(("ready\n", "finishing\n"), signals, strict=True):
+            assert process.stdout.readline() == line
+            process.send_signal(number)
+        return process.wait(), process.stdout.read()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_is_an_event_and_the_second_stops_at_once(first):
+    assert stopped_twice("soft", first, signal.SIGINT) == (7, "dropped\ntidied up\n")
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_where_work_may_be_killed_the_second_ends_the_process_on_the_spot(second):
+    assert stopped_twice("hard", signal.SIGINT, second) == (130, "")
+
+
+def test_afterwards_signals_are_what_they_were():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interruptible() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_in_another_thread_it_is_an_event_that_nothing_sets():
+    found = []
+
+    def work() -> None:
+        with interruptible() as stop:
+            found.append(stop.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
