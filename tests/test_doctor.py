@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -241,8 +242,7 @@ def test_a_folder_that_cannot_be_written_fails(tmp_path):
 
 
 def test_a_folder_without_locks_fails(monkeypatch, tmp_path):
-    monkeypatch.setattr("filelock.FileLock.acquire", lambda self: None)
-    monkeypatch.setattr("filelock.FileLock.__enter__", lambda self: self)
+    monkeypatch.setattr("tvnet_cli.features.lock.locked", nullcontext)
     facts = doctor._folder(tmp_path)
     assert facts.state == "failed"
     assert "two runs" in facts.found["error"]

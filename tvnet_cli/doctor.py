@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvnet_cli import __version__
-from tvnet_cli.errors import TVNetError, WeightsError
+from tvnet_cli.errors import FeatureFileError, TVNetError, WeightsError
 from tvnet_cli.options import DEFAULT_WEIGHTS
 
 State = Literal["ok", "warning", "failed"]
@@ -428,12 +428,13 @@ def _write_hdf5(place: Path) -> None:
 
 
 def _lock_twice(place: Path) -> None:
-    from filelock import FileLock, Timeout
+    from tvnet_cli.features.lock import locked
 
-    with FileLock(place / "lock", timeout=0):
+    with locked(place / "features.h5"):
         try:
-            FileLock(place / "lock", timeout=0).acquire()
-        except Timeout:
+            with locked(place / "features.h5"):
+                pass
+        except FeatureFileError:
             return
     raise OSError("a second lock on a file is not refused, so two runs could write one feature file")
 

@@ -112,6 +112,11 @@ PLACE = _Place(path_type=Path)
     help="Part I of N of the videos, into a file of its own; 0/1 is all of them.  [default: what SLURM_ARRAY_TASK_ID, "
     "or RANK and WORLD_SIZE, say]",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, about how long it takes and how large it is; write nothing.",
+)
 @LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a video on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -134,6 +139,7 @@ def features(
     retry_failed: bool,
     wait: bool,
     shard_name: str | None,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -163,9 +169,11 @@ def features(
         click.echo(said, err=True)
 
     # From here on torch is needed; --help answers without it.
+    from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.device import choose_devices
     from tvnet_cli.features.extract import extract_features
-    from tvnet_cli.features.extractor import recipe
+    from tvnet_cli.features.extractor import Extractor, recipe
+    from tvnet_cli.features.plan import plan_run
     from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
@@ -181,6 +189,21 @@ def features(
         device=",".join(map(str, devices)),
         recipe=recipe(options, models, devices[0]),
     )
+    if dry_run:
+        extractor = Extractor(models, options, devices[0], batch_size=batch_size, limits=limits)
+        with StageProgress(quiet) as stages:
+            plan = plan_run(
+                videos,
+                output,
+                extractor,
+                devices=len(devices),
+                jobs=jobs,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                progress=stages,
+            )
+        click.echo(json.dumps(plan.summary()) if as_json else plan)
+        return
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress, interruptible(hard=True) as stop:
         for model in models.values():

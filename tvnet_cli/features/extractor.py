@@ -131,7 +131,14 @@ class Extractor:
         VideoReadError
             If the video cannot be read. Whatever else is raised is no fault of it.
         """
-        clips = self._clips.read(place)
+        return self.compute(self.read(place))
+
+    def read(self, place: Path | str) -> VideoClips:
+        """The first half of ``row``."""
+        return self._clips.read(place)
+
+    def compute(self, clips: VideoClips) -> VideoRow:
+        """The second half of ``row``."""
         return VideoRow({**self.features(clips), **_frames_used(clips)}, clips.num_frames, clips.padded, clips.notes)
 
     def features(self, clips: VideoClips) -> dict[str, ArrayLike]:

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ from tvnet_cli.recipe import Recipe, first_difference
 BUNDLE_FILES = 64  # parts of one video that become one file
 QUICK_BYTES = 2**29  # an interrupted run packs no more than this
 DAMAGED, NEW = ".damaged", ".new"
+OVERWRITES = "overwrites"  # an empty file
 NUMBERED = re.compile(r"\d{9}\.h5")
 
 
@@ -210,7 +211,7 @@ class FeatureStore:
     @property
     def _marker(self) -> Path:
         """Says that the rows in parts are to replace the feature file, not to be added to it."""
-        return self.parts / "overwrites"
+        return self.parts / OVERWRITES
 
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("*.h5"))
@@ -239,15 +240,7 @@ class FeatureStore:
             sync_folder(self.parts)
         elif self._overwriting:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
-        for contents in (found := [*map(read_contents, self._old()), *parts]):
-            if not self._agrees(contents):
-                raise FeatureFileError(
-                    f"{contents.path} was made in another way: {first_difference(contents.recipe, self.recipe)}; "
-                    "choose another output, or --overwrite to start anew"
-                )
-        self._done = {video_id for contents in found for video_id in contents.rows}
-        failures = {video_id: failure for contents in found for video_id, failure in contents.failures.items()}
-        self.failures = {video_id: failure for video_id, failure in failures.items() if video_id not in self._done}
+        self._done, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
         self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
         known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]
         self._numbers = itertools.count(max(known, default=0) + 1)
@@ -314,6 +307,37 @@ class FeatureStore:
             raise DiskFullError(
                 f"{error}; {len(self._done)} finished videos are kept: make room, and the same command goes on"
             ) from error
+
+
+def already_there(output: Path, recipe: Recipe, overwrite: bool = False) -> tuple[set[str], dict[str, Failure]]:
+    """The videos that a run would find done, and those that failed before; nothing is changed or kept from others.
+
+    Raises
+    ------
+    FeatureFileError
+        As a ``FeatureStore`` of the same arguments.
+    """
+    folder, parts = parts_folder(Path(os.path.realpath(output))), []
+    for path in sorted(folder.glob("*.h5")):
+        with suppress(FeatureFileError):  # a run sets it aside
+            parts.append(read_contents(path))
+    overwriting = bool(parts) and (folder / OVERWRITES).exists()
+    if overwrite and not (overwriting and all(not first_difference(part.recipe, recipe) for part in parts)):
+        return set(), {}
+    return _known([read_contents(output), *parts] if output.exists() and not overwriting else parts, recipe)
+
+
+def _known(found: Sequence[Contents], recipe: Recipe) -> tuple[set[str], dict[str, Failure]]:
+    """The videos with a row in any of these, later ones last, and those without one that failed."""
+    for contents in found:
+        if difference := first_difference(contents.recipe, recipe):
+            raise FeatureFileError(
+                f"{contents.path} was made in another way: {difference}; choose another output, or --overwrite to "
+                "start anew"
+            )
+    done = {video_id for contents in found for video_id in contents.rows}
+    failures = {video_id: failure for contents in found for video_id, failure in contents.failures.items()}
+    return done, {video_id: failure for video_id, failure in failures.items() if video_id not in done}
 
 
 class _StoppedError(Exception):
