@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tvnet_cli.network.bn_inception import BNInception
+
+FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
+RGB_INPUT = 'mean = [104, 117, 128]\norder = "BGR"'
+
+
+def write_card(path: Path, stream: str = "flow", extra: str = "", sha256: str = "", **changes: str) -> None:
+    entries = {
+        "architecture": "bn_inception",
+        "stream": stream,
+        "source": "a test",
+        "licence": "MIT",
+        "training_data": "none",
+        "sha256": sha256 or hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest(),
+        **changes,
+    }
+    lines = [f'{key} = "{value}"' for key, value in entries.items() if value != "left out"]
+    lines += ["[input]", FLOW_INPUT if stream == "flow" else RGB_INPUT, "[numbers]", "accuracy = 50.0", extra]
+    path.with_suffix(".toml").write_text("\n".join(lines))
 
 
 def recipe_weights(network: BNInception) -> dict[str, Tensor]:

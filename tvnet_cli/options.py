@@ -41,6 +41,7 @@ NEIGHBOURS_SHOWN = 12  # of a video, by tvnet visualize features
 MOST_VIDEOS_SHOWN = 3000  # by it; the time of t-SNE and the size of the page grow with them
 MAX_SMOOTHING = 10  # pixels
 MAX_OCTAVE_SCALE = 4  # the canvas of gradient ascent grows to this by an octave
+MAX_UPDATES = 1_000_000  # of all scales, warps and iterations: the preset tv-l1 has 3,000
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
 MAX_FRAME_PIXELS = 1 << 26  # 8192 x 8192; what declares more is taken for an attack
 MIN_DECODER_MEMORY = 256  # MiB
@@ -119,6 +120,9 @@ class TVNetOptions:
 
     def __post_init__(self) -> None:
         _require(self, COUNT, "num_scales num_warps num_iterations")
+        updates = self.num_scales * self.num_warps * self.num_iterations
+        if updates > MAX_UPDATES:
+            raise ValueError(f"scales x warps x iterations must be at most {MAX_UPDATES:,}, not {updates:,}")
         _require(self, POSITIVE, "tau lambda_ theta")
         if not 0 < self.zoom_factor < 1:
             raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")

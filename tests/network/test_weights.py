@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from network_weights import FLOW_INPUT, write_card
 from safetensors.torch import save_file
 
 from tvnet_cli.errors import WeightsError
@@ -34,24 +34,6 @@ from tvnet_cli.network.weights import (
     write_weights,
 )
 from tvnet_cli.options import DEFAULT_WEIGHTS, TVNetOptions
-
-FLOW_INPUT = 'scale = 6.375\nclip_pixels = 20.0\norder = "interleaved"'
-RGB_INPUT = 'mean = [104, 117, 128]\norder = "BGR"'
-
-
-def write_card(path: Path, stream: str = "flow", extra: str = "", sha256: str = "", **changes: str) -> None:
-    entries = {
-        "architecture": "bn_inception",
-        "stream": stream,
-        "source": "a test",
-        "licence": "MIT",
-        "training_data": "none",
-        "sha256": sha256 or hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest(),
-        **changes,
-    }
-    lines = [f'{key} = "{value}"' for key, value in entries.items() if value != "left out"]
-    lines += ["[input]", FLOW_INPUT if stream == "flow" else RGB_INPUT, "[numbers]", "accuracy = 50.0", extra]
-    path.with_suffix(".toml").write_text("\n".join(lines))
 
 
 def write_network(path: Path, in_channels: int = 10, dtype: torch.dtype = torch.float32, **extra: torch.Tensor) -> Path:

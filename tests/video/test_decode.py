@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import os
 import shutil
 import socket
@@ -241,10 +242,8 @@ def test_a_disk_that_fails_in_the_middle_is_no_damage_to_the_film(tmp_path, monk
     packets = decode._packets
 
     def broken_off(*arguments):
-        for number, packet in enumerate(packets(*arguments)):
-            if number == 50:
-                raise av.error.FFmpegError(errno.EIO, "Input/output error")
-            yield packet
+        yield from itertools.islice(packets(*arguments), 50)
+        raise av.error.FFmpegError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(decode, "_packets", broken_off)
     assert read_clips(film).num_frames == 50  # demuxers say so of films that are cut off, too
@@ -403,6 +402,21 @@ def test_a_name_that_no_file_can_have_is_no_such_file(tmp_path):
             read_clips(tmp_path / name)
     with pytest.raises(VideoReadError, match="cannot open: File name too long"):
         read_clips(tmp_path / f"{'x' * 300}.mp4")
+
+
+def test_errors_of_memory_are_damage_only_if_there_is_memory(tmp_path, monkeypatch):
+    film = write_film(tmp_path / "film.mp4", 100)
+    packets = decode._packets
+
+    def broken_off(*arguments):
+        yield from itertools.islice(packets(*arguments), 50)
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(decode, "_packets", broken_off)
+    assert read_clips(film).num_frames == 50  # a size that damage makes up
+    monkeypatch.setattr(decode, "LARGEST_ALLOCATION", 1 << 60)
+    with pytest.raises(MemoryError):
+        read_clips(film)
 
 
 def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):

@@ -134,6 +134,11 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _one_line(error: Exception) -> str:
+    """What went wrong, without the characters in names of files and tensors that steer a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in _said(error))
+
+
+def _said(error: Exception) -> str:
     if isinstance(error, TVNetError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -17,6 +17,7 @@ Blobs = dict[str, list[NDArray[np.float32]]]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 are groups, which caffe.proto does not use
 FIXED_SIZE = {FIXED64: 8, FIXED32: 4}
 LONGEST_RUN = 1 << 16  # elements of a fixed size looked at together
+MOST_SIZES = 32  # of a blob
 
 # Field numbers of caffe.proto.
 LAYERS = {2: (4, 6), 100: (1, 7)}  # V1 layers and layer: the numbers of their name and blobs
@@ -95,6 +96,8 @@ def _blob(message: memoryview) -> NDArray[np.float32]:
 def _dims(message: memoryview) -> list[int]:
     dims: list[int] = []
     for number, _, value in _fields(message):
+        if len(dims) > MOST_SIZES or (not isinstance(value, int) and len(value) > 10 * MOST_SIZES):
+            raise ValueError(f"a blob of more than {MOST_SIZES} sizes")
         if number != DIM:
             continue
         if isinstance(value, int):
@@ -138,10 +141,15 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 def _run(message: memoryview, start: int, key_size: int, size: int) -> NDArray[np.uint8]:
     """The rows of key and value from ``start`` on that have the key of the first: data that are not packed."""
     row = key_size + size
-    count = min((len(message) - start) // row, LONGEST_RUN)
-    rows = np.frombuffer(message, np.uint8, count * row, start).reshape(count, row)
-    other = (rows[:, :key_size] != rows[:1, :key_size]).any(1)
-    return rows[: int(other.argmax())] if other.any() else rows
+    there = min((len(message) - start) // row, LONGEST_RUN)
+    look = 1
+    while True:  # far only where the run is long
+        count = min(look, there)
+        rows = np.frombuffer(message, np.uint8, count * row, start).reshape(count, row)
+        other = (rows[:, :key_size] != rows[:1, :key_size]).any(1)
+        if other.any() or count == there:
+            return rows[: int(other.argmax())] if other.any() else rows
+        look *= 8
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:

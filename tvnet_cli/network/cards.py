@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ else:
 
 ARCHITECTURE = "bn_inception"
 TVNET_ALONE = "tvnet"  # trained kernels for flow, without a network that makes features of it
+
+MAX_WEIGHT_BYTES = 2 << 30  # of a weight file or checkpoint; published ones have up to 0.3 GiB
+MAX_CARD_BYTES = 1 << 20
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
@@ -173,6 +178,21 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known) or 'none yet'}"
 
 
+def read_whole(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes; pipes and devices, which may never end, are not opened.
+
+    Raises
+    ------
+    OSError
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
+    return path.read_bytes()
+
+
 def read_card(path: Path) -> WeightCard:
     """Read the card of a weight file.
 
@@ -182,12 +202,14 @@ def read_card(path: Path) -> WeightCard:
         Naming the entry that is missing, unknown or wrong.
     """
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(read_whole(path, MAX_CARD_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise WeightsError(
             f"the weights have no card: {path} is missing; weights/README.md says what it holds"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise WeightsError(f"cannot read the card {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise WeightsError(f"cannot read the card {path}: {error}") from error
     texts = {key: _entry(table, key, str, path) for key in _TEXTS}
     known, alone = (ARCHITECTURE, TVNET_ALONE), texts["architecture"] == TVNET_ALONE

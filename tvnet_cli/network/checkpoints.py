@@ -7,6 +7,8 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from tvnet_cli.errors import WeightsError
 from tvnet_cli.network.caffe import read_caffemodel
+from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, read_whole
 
 CONTAINERS = ("state_dict", "model")  # entries of checkpoints that hold the tensors among other things
 # What downloads are when they are not what was asked for.
@@ -51,7 +54,7 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> Checkpoint:
         If it cannot be read, or holds no tensors.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path, MAX_WEIGHT_BYTES)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     if not content:
@@ -61,16 +64,34 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> Checkpoint:
             raise WeightsError(f"{path} {what}")
     sha256 = hashlib.sha256(content).hexdigest()
     if content[:1] == b"\x80" or content[:2] == b"PK" or content[257:262] == b"ustar":
-        return Checkpoint("PyTorch", _state_dict(_read_torch(path, allow_pickle), path), sha256)
+        _refuse_packed(path, len(content))
+        tensors = _state_dict(_read_torch(path, allow_pickle), path)
+        _refuse_larger_than(len(content), tensors, path)
+        return Checkpoint("PyTorch", tensors, sha256)
     if content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8:
         try:
             return Checkpoint("safetensors", load(content), sha256)
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise WeightsError(f"{path} is a damaged safetensors file: {error}") from error
     try:
         return Checkpoint("Caffe", _caffe_tensors(read_caffemodel(content)), sha256)
     except ValueError as error:
         raise WeightsError(f"{path} is neither PyTorch nor safetensors, and as a Caffe model: {error}") from error
+
+
+def _refuse_packed(path: Path, size: int) -> None:
+    """PyTorch stores its tensors as they are; an archive that holds more than its size is made to fill the memory."""
+    with suppress(zipfile.BadZipFile, ValueError), zipfile.ZipFile(path) as archive:  # what no archive is, torch says
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise WeightsError(f"{path} is an archive that unpacks to more than its size, which PyTorch's never do")
+
+
+def _refuse_larger_than(size: int, tensors: dict[str, Tensor], path: Path) -> None:
+    """A tensor may be a small storage seen through strides of 0, or have no numbers at all."""
+    for key, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > size:
+            raise WeightsError(f"{path}: {key} is no plain tensor, or claims to be larger than the file")
 
 
 def _read_torch(path: Path, allow_pickle: bool) -> Any:

@@ -18,6 +18,7 @@ from tvnet_cli.errors import WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import (
+    MAX_WEIGHT_BYTES,
     TVNET_ALONE,
     FlowInput,
     RGBInput,
@@ -26,12 +27,16 @@ from tvnet_cli.network.cards import (
     card_table,
     find_weights,
     read_card,
+    read_whole,
     weights_folder,
 )
 from tvnet_cli.options import DEFAULT_WEIGHTS, Stream, TVNetOptions
 
 UNTRAINED = "untrained"
 IN_CHANNELS: dict[Stream, int] = {"flow": 10, "rgb": 3}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FEATURES = 1024  # that the classifier reads
+SHOWN = 5  # names of tensors in an error
 TVNET_PREFIX = "tvnet."  # of the solver's tensors in a flow file; all others are the network's
 
 
@@ -178,7 +183,7 @@ def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
     """The card of a weight file and its tensors, once they agree."""
     card = read_card(path.with_suffix(".toml"))
     try:
-        content = path.read_bytes()
+        content = read_whole(path, MAX_WEIGHT_BYTES)
     except OSError as error:
         raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
     found = hashlib.sha256(content).hexdigest()
@@ -186,7 +191,7 @@ def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
         raise WeightsError(f"{path} is damaged or not the file of its card: sha256 {found}, expected {card.sha256}")
     try:
         tensors = load(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:  # a KeyError where a type of numbers has no name in torch
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
     return card, tensors
 
@@ -288,19 +293,30 @@ def _build(tensors: dict[str, Tensor], card: WeightCard, path: Path) -> tuple[BN
     alone = card.architecture == TVNET_ALONE
     network = None
     if not alone:
-        classifier = layers.get("fc.bias")
-        network = BNInception(IN_CHANNELS[card.stream], num_classes=0 if classifier is None else classifier.numel())
+        classes = _num_classes(layers, path)
+        network = BNInception(IN_CHANNELS[card.stream], num_classes=classes)
         _load_strictly(network, layers, path)
     if card.stream != "flow":
         return network, None
     u0 = solver.get("u0")
-    size = {} if u0 is None or u0.dim() != 4 else {"u0_size": (u0.shape[2], u0.shape[3])}
+    size = {} if u0 is None or u0.dim() != 4 or not u0.numel() else {"u0_size": (u0.shape[2], u0.shape[3])}
     tvnet = TVNet.from_options(card.tvnet, **size)
     if alone:
         _load_strictly(tvnet, solver | layers, path)
     elif solver:
         _load_strictly(tvnet, solver, path)
     return network, tvnet
+
+
+def _num_classes(layers: dict[str, Tensor], path: Path) -> int:
+    """Of the classifier, once its weights are there, too: a network is not made larger than the file."""
+    if "fc.bias" not in layers:
+        return 0
+    classes = layers["fc.bias"].numel()
+    weight = layers.get("fc.weight")
+    if weight is not None and weight.shape != (classes, FEATURES):
+        raise WeightsError(f"{path}: fc.weight is {tuple(weight.shape)}, expected {(classes, FEATURES)}")
+    return classes if weight is not None else 1
 
 
 def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -312,17 +328,21 @@ def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) ->
     missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or unknown:
         said = [
-            f"{len(keys)} {word}: {', '.join(keys)}"
-            for keys, word in ((missing, "missing"), (unknown, "unknown"))
-            if keys
+            f"{len(keys)} {word}: {_some(keys)}" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys
         ]
         raise WeightsError(f"{path} does not hold this network: tensors {'; '.join(said)}")
     for key, tensor in sorted(given.items()):
         if tensor.shape != expected[key]:
             raise WeightsError(f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key])}")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.dtype not in DTYPES or not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {key} holds values that are not finite numbers")
     module.load_state_dict({key: tensor.float() for key, tensor in given.items()}, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    """Names for people: the first of many, none of them long."""
+    shown = ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _replace_file(path: Path, content: bytes) -> None:

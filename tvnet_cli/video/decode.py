@@ -35,6 +35,7 @@ MAX_MISSING = 0.05  # share of what the container promises; headers are often a 
 # Titles in another encoding are no reason to refuse a film. From PyAV 19 on they are none anyway.
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
+LARGEST_ALLOCATION = (1 << 31) - 1  # bytes that FFmpeg asks for; what would be larger is an error of memory, too
 _DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES}
 
 # A film must not lead to addresses, and %03d.png is one picture and not a hundred.
@@ -255,7 +256,7 @@ def scan_by_decoding(path: Path | RemoteFilm) -> VideoScan:
     """
     times = []
     with _opened(path) as (container, stream):
-        decoder = _TolerantDecoder(container, stream)
+        decoder = _TolerantDecoder(path, container, stream)
         for frame in decoder.frames():
             times.append(np.nan if frame.time is None else frame.time)
         promised, time_base = stream.frames, stream.time_base
@@ -300,7 +301,7 @@ def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFra
     """
     with _opened(video.path) as (container, stream):
         if video.pts is None:
-            yield from _pick(_TolerantDecoder(container, stream).frames(), wanted)
+            yield from _pick(_TolerantDecoder(video.path, container, stream).frames(), wanted)
         else:
             yield from _seek_and_pick(container, stream, video, wanted)
 
@@ -365,10 +366,8 @@ def _opened(path: Path | RemoteFilm) -> Iterator[tuple[av.container.InputContain
         raise VideoReadError("no such file", "no_such_file") from None
     except PermissionError as error:
         raise VideoReadError(f"cannot open: {error.strerror}", "unreadable") from error
-    except MemoryError:
-        raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        _require_readable(path, error)
+        _require_no_other_cause(path, error)
         raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})", "cannot_open") from error
     with container:
         if container.format.name in _LISTS:
@@ -428,16 +427,26 @@ def _require_file(path: Path | RemoteFilm) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _require_readable(path: Path | RemoteFilm, error: Exception) -> None:
-    """Demuxers say "input/output error" of films that are cut off too: then read the file without them."""
-    if isinstance(path, RemoteFilm) or getattr(error, "errno", None) not in _DISK_ERRORS:
-        return  # a remote film knows itself what became of it
-    try:
-        with path.open("rb") as file:
-            while file.read(1 << 20):
-                pass
-    except OSError as of_disk:
-        raise VideoReadError(f"cannot read: {of_disk.strerror}", "unreadable") from of_disk
+def _require_no_other_cause(path: Path | RemoteFilm, error: Exception) -> None:
+    """Errors of the disk and of the memory are no damage to the film, but damage gives such errors too: so try both.
+
+    Raises
+    ------
+    VideoReadError
+        If the file cannot be read.
+    MemoryError
+        If memory is short: what is decoded must not depend on how much of it there is.
+    """
+    if isinstance(error, MemoryError):
+        np.empty(LARGEST_ALLOCATION, np.uint8)  # which takes none, as it is not written to
+    # A remote film knows itself what became of it.
+    if isinstance(path, Path) and getattr(error, "errno", None) in _DISK_ERRORS:
+        try:
+            with path.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+        except OSError as of_disk:
+            raise VideoReadError(f"cannot read: {of_disk.strerror}", "unreadable") from of_disk
 
 
 def _refuse_large(width: int, height: int) -> None:
@@ -458,8 +467,10 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 class _TolerantDecoder:
     """Decodes from the beginning, counting and passing over packets that cannot be decoded."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        self.container, self.stream = container, stream
+    def __init__(
+        self, path: Path | RemoteFilm, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> None:
+        self.path, self.container, self.stream = path, container, stream
         self.packets = self.bad_packets = 0
         self.first_error = ""
         self.seconds_before_error = self._seconds = np.nan
@@ -489,10 +500,7 @@ class _TolerantDecoder:
                 return
 
     def _remember(self, error: Exception) -> None:
-        if isinstance(error, MemoryError):  # what is decoded must not depend on how much memory there is
-            raise error
-        if self.container.name.startswith("file:"):
-            _require_readable(Path(self.container.name.removeprefix("file:")), error)
+        _require_no_other_cause(self.path, error)
         if not self.first_error:
             self.first_error, self.seconds_before_error = _reason(error), self._seconds
 
