@@ -13,6 +13,7 @@ TVNetError
     DatasetError         a set of inputs that cannot be worked on
     UnitError            a layer or a unit that a network does not have, or that cannot be drawn
     DeviceError          a device that was asked for and is not there
+    ClusterError         a Ray cluster that cannot be joined or cannot work
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ Reason = Literal[
     "out_of_memory",
     "decoder_crashed",
     "network",
+    "worker_lost",
     "unexpected",
 ]
 
@@ -59,6 +61,7 @@ REASONS: dict[Reason, str] = {
     "timeout": "decoding took longer than --timeout",
     "out_of_memory": "decoding needs more than --decoder-memory",
     "network": "the server of its address cannot be reached, or breaks off",
+    "worker_lost": "several workers of the Ray cluster were lost while they had it",
     "decoder_crashed": "the process that decoded it broke down",
     "unexpected": "an error that nobody thought of: please report it",
 }
@@ -139,3 +142,7 @@ class UnitError(TVNetError):
 
 class DeviceError(TVNetError):
     """A device that was asked for and is not there."""
+
+
+class ClusterError(TVNetError):
+    """A Ray cluster that cannot be joined, or cannot work."""

@@ -102,6 +102,12 @@ PLACE = _Place(path_type=Path)
     metavar="MIB",
     help="Give up a video whose decoding needs more, on Linux; 0: never.",
 )
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Let the machines of a Ray cluster work: auto, or HOST:PORT of its head.",
+    shell_complete=complete("auto"),
+)
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
 @click.option("--retry-failed", is_flag=True, help="Try videos again that failed in an earlier run.")
 @click.option("--wait", is_flag=True, help="Wait for another run that is writing the output file.")
@@ -135,6 +141,7 @@ def features(
     jobs: int | None,
     timeout: float,
     decoder_memory: int,
+    ray: str | None,
     overwrite: bool,
     retry_failed: bool,
     wait: bool,
@@ -178,15 +185,18 @@ def features(
     from tvnet_cli.network.weights import load_models
     from tvnet_cli.progress import VideoProgress
 
+    if ray and device not in ("auto", "cpu", "cuda"):
+        raise click.BadParameter(f"with --ray it is auto, cpu or cuda, not {device}", param_hint="--device")
     try:
-        devices = choose_devices(device)
+        devices = choose_devices("cpu" if ray else device)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--device") from error
+    place = f"{device} of the Ray cluster" if ray else ",".join(map(str, devices))
     models = load_models(weights, options.streams)
     log.started(
         videos=len(videos),
         output=str(output),
-        device=",".join(map(str, devices)),
+        device=place,
         recipe=recipe(options, models, devices[0]),
     )
     if dry_run:
@@ -207,12 +217,13 @@ def features(
     interrupted = False
     with VideoProgress(len(videos), quiet, verbose) as progress, interruptible(hard=True) as stop:
         for model in models.values():
-            progress.announce(model, ", ".join(map(str, devices)))
+            progress.announce(model, place)
         results = extract_features(
             videos,
             output,
             models,
-            device=devices,
+            device=device if ray else devices,
+            ray=ray,
             batch_size=batch_size,
             jobs=jobs,
             overwrite=overwrite,

@@ -63,6 +63,7 @@ class Extractors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._team.break_up(RuntimeError("the devices were given back"))
         self._open.__exit__(kind, error, traceback)
 
     def row(self, place: Path | str) -> VideoRow:

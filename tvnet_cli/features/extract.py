@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 
 from tvnet_cli.device import thread_pool
 from tvnet_cli.errors import VideoReadError
+from tvnet_cli.features.cluster import ClusterExtractor, ray_cluster
 from tvnet_cli.features.devices import Extractors
-from tvnet_cli.features.extractor import Models
+from tvnet_cli.features.extractor import Models, RowSource
 from tvnet_cli.features.format import RowProgress
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.options import DecodeLimits, ExtractOptions
@@ -76,6 +78,7 @@ def extract_features(
     device: torch.device | str | Sequence[torch.device] = "cpu",
     batch_size: int | None = None,
     jobs: int | None = None,
+    ray: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     wait: bool = False,
@@ -101,6 +104,9 @@ def extract_features(
         Clips whose flow is computed at once, at most a pass of the network. Decides memory and speed, not results.
     jobs : int, optional
         Videos at work at once, which are in memory. Decides memory and speed, not results.
+    ray : str, optional
+        Address of a Ray cluster, whose machines do the work on ``device``, which is then ``auto``, ``cpu`` or ``cuda``;
+        see ``tvnet_cli.features.cluster.ray_cluster``.
     overwrite : bool
         Drop what ``output`` holds.
     retry_failed : bool
@@ -132,8 +138,6 @@ def extract_features(
     """
     stop = stop or threading.Event()
     options = options or ExtractOptions(streams=tuple(models))
-    devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
-    extractor = Extractors(models, options, devices, batch_size=batch_size, jobs=jobs, limits=limits)
 
     def work(video: Video | RemoteVideo) -> VideoResult:
         started = time.perf_counter()
@@ -157,6 +161,7 @@ def extract_features(
     # A thread for each video at work, which mostly waits. At the end, or when something breaks, what computes goes
     # first, so that no thread waits for it any more; then the threads, each with the row in hand; the file comes last.
     with (
+        _row_source(models, options, device, ray, batch_size=batch_size, jobs=jobs, limits=limits) as extractor,
         FeatureStore(output, extractor.recipe, overwrite, wait=wait, stop=stop, note=note, progress=packing) as store,
         thread_pool(extractor.jobs) as at_work,
         extractor,
@@ -196,3 +201,25 @@ def _in_order(
                 return
             wait_for([ahead[0]], timeout=SECONDS_UNTIL_STOP)
         yield ahead.popleft().result()
+
+
+@contextmanager
+def _row_source(
+    models: Models,
+    options: ExtractOptions,
+    device: torch.device | str | Sequence[torch.device],
+    ray: str | None,
+    *,
+    batch_size: int | None,
+    jobs: int | None,
+    limits: DecodeLimits | None,
+) -> Iterator[RowSource]:
+    """The devices of this machine, or a Ray cluster."""
+    if ray is None:
+        devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
+        yield Extractors(models, options, devices, batch_size=batch_size, jobs=jobs, limits=limits)
+    else:
+        with ray_cluster(ray) as joined:
+            yield ClusterExtractor(
+                joined, models, options, str(device), batch_size=batch_size, jobs=jobs, limits=limits
+            )

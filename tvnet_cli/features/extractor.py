@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -62,6 +63,22 @@ def recipe(options: ExtractOptions, models: Models, device: torch.device) -> Rec
         "tvnet": {stream: as_dict(model.tvnet.options) for stream, model in models.items() if model.tvnet is not None},
         "software": software(device),
     }
+
+
+class RowSource(Protocol):
+    """What turns videos into rows, such as ``Extractor``; the other ways offer the same."""
+
+    recipe: Recipe
+    jobs: int
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def row(self, place: Path | str) -> VideoRow:
+        """See ``Extractor.row``."""
 
 
 class Extractor:
