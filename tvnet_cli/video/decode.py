@@ -467,9 +467,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 class _TolerantDecoder:
     """Decodes from the beginning, counting and passing over packets that cannot be decoded."""
 
-    def __init__(
-        self, path: Path | RemoteFilm, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> None:
+    def __init__(self, path: Path | RemoteFilm, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         self.path, self.container, self.stream = path, container, stream
         self.packets = self.bad_packets = 0
         self.first_error = ""
