@@ -51,7 +51,7 @@ def test_shells_can_read_their_script(shell, tmp_path):
         ("tvnet features --weights ", [f"plain,{NAME}", "plain,untrained"]),
         ("tvnet features --weights films/", ["file,films/"]),
         ("tvnet features --streams f", ["plain,flow", "plain,flow,rgb"]),
-        ("tvnet features --device ", ["plain,auto", "plain,cpu", "plain,cuda"]),
+        ("tvnet features --device ", ["plain,auto", "plain,cpu", "plain,cuda", "plain,all"]),
         ("tvnet features --dtype ", [f"plain,{dtype}" for dtype in DTYPES]),
         ("tvnet features --batch", ["plain,--batch-size"]),
         ("tvnet features fil", ["file,fil"]),

@@ -10,9 +10,11 @@ import pytest
 
 from tvnet_cli.interrupt import interruptible
 
+# Whoever runs the tests in the background may have Ctrl-C ignored, which programs inherit.
 WORK = """
-import sys, time
+import signal, sys, time
 from tvnet_cli.interrupt import interruptible
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with interruptible(hard=sys.argv[1] == "hard") as stop:
     print("ready", flush=True)
     try:

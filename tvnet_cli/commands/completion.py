@@ -12,13 +12,13 @@ PROGRAM, VARIABLE = "tvnet", "_TVNET_COMPLETE"  # the variable is the one that c
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print what makes a shell complete commands, options, choices and names of weights.
+    """Print what makes a shell complete commands, options, choices and names of weights.
 
     \b
     bash  add to ~/.bashrc:  eval "$(tvnet completion bash)"
     zsh   add to ~/.zshrc, after compinit:  eval "$(tvnet completion zsh)"
     fish  tvnet completion fish > ~/.config/fish/completions/tvnet.fish
-    """
+    """  # noqa: D301 - click looks for the character itself
     completer = get_completion_class(shell)
     assert completer is not None
     click.echo(completer(context.find_root().command, {}, PROGRAM, VARIABLE).source())
