@@ -379,7 +379,7 @@ def socket_file(path: Path) -> None:
         (os.mkfifo, "not_a_file", "cannot open: a pipe, device or socket is no file"),
         (socket_file, "not_a_file", "cannot open: a pipe, device or socket is no file"),
         (lambda path: path.symlink_to("/dev/zero"), "not_a_file", "cannot open: a pipe, device or socket is no file"),
-        (lambda path: path.symlink_to(path), "unreadable", "cannot open: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to(path), "unreadable", "cannot read: Too many levels of symbolic links"),
         (lambda path: path.symlink_to("gone.mp4"), "no_such_file", "no such file"),
         (lambda path: None, "no_such_file", "no such file"),
     ],
@@ -400,7 +400,7 @@ def test_a_name_that_no_file_can_have_is_no_such_file(tmp_path):
         (tmp_path / "film.mp4").touch()
         with pytest.raises(VideoReadError, match="no such file"):
             read_clips(tmp_path / name)
-    with pytest.raises(VideoReadError, match="cannot open: File name too long"):
+    with pytest.raises(VideoReadError, match="cannot read: File name too long"):
         read_clips(tmp_path / f"{'x' * 300}.mp4")
 
 
@@ -426,7 +426,7 @@ def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
         path.chmod(0)
     with without_privileges(tmp_path, monkeypatch):
         for path in ("film.mp4", "folder", "folder/film.mp4"):
-            with pytest.raises(VideoReadError, match="cannot open: Permission denied") as caught:
+            with pytest.raises(VideoReadError, match="cannot read: Permission denied") as caught:
                 read_clips(Path(path))
             assert caught.value.code == "unreadable"
 

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from errno import EPERM
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -36,7 +35,7 @@ MAX_MISSING = 0.05  # share of what the container promises; headers are often a 
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 LARGEST_ALLOCATION = (1 << 31) - 1  # bytes that FFmpeg asks for; what would be larger is an error of memory, too
-_DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES}
+_DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM}
 
 # A film must not lead to addresses, and %03d.png is one picture and not a hundred.
 _THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none"}
@@ -362,11 +361,8 @@ def _opened(path: Path | RemoteFilm) -> Iterator[tuple[av.container.InputContain
     _require_file(path)
     try:
         container = _container(path)
-    except FileNotFoundError:
-        raise VideoReadError("no such file", "no_such_file") from None
-    except PermissionError as error:
-        raise VideoReadError(f"cannot open: {error.strerror}", "unreadable") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        _require_file(path)  # it may have gone meanwhile
         _require_no_other_cause(path, error)
         raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})", "cannot_open") from error
     with container:
@@ -402,7 +398,7 @@ def _container(path: Path | RemoteFilm) -> av.container.InputContainer:
 
 def _refuse_to_open(*_: object) -> NoReturn:
     """What comes from elsewhere leads nowhere either, neither there nor here."""
-    raise PermissionError(EPERM, "a film is one file")
+    raise PermissionError(errno.EPERM, "a film is one file")
 
 
 def _require_file(path: Path | RemoteFilm) -> tuple[int, int]:
@@ -418,7 +414,7 @@ def _require_file(path: Path | RemoteFilm) -> tuple[int, int]:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last one: no name of a file
         raise VideoReadError("no such file", "no_such_file") from None
     except OSError as error:
-        raise VideoReadError(f"cannot open: {error.strerror}", "unreadable") from error
+        raise VideoReadError(f"cannot read: {error.strerror}", "unreadable") from error
     if not stat.S_ISREG(found.st_mode):
         what = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, device or socket"
         raise VideoReadError(f"cannot open: a {what} is no file", "not_a_file")
@@ -439,8 +435,9 @@ def _require_no_other_cause(path: Path | RemoteFilm, error: Exception) -> None:
     """
     if isinstance(error, MemoryError):
         np.empty(LARGEST_ALLOCATION, np.uint8)  # which takes none, as it is not written to
-    # A remote film knows itself what became of it.
-    if isinstance(path, Path) and getattr(error, "errno", None) in _DISK_ERRORS:
+    if isinstance(path, RemoteFilm):
+        return  # which knows itself what became of it
+    if getattr(error, "errno", None) in _DISK_ERRORS:
         try:
             with path.open("rb") as file:
                 while file.read(1 << 20):
