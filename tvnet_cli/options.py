@@ -720,7 +720,7 @@ FIGURE_SCALES = {"num_scales": 3, "zoom_factor": 0.5}  # of its Figure 1
 
 
 # What `tvnet bench` measures.
-BENCH_SUBJECTS = ("flow", "network", "features", "measures", "all")
+BENCH_SUBJECTS = ("flow", "network", "features", "measures", "scale", "all")
 
 Scale = Literal["zscore", "l2", "none"]
 Solver = Literal["libsvm", "liblinear"]

@@ -35,6 +35,9 @@ FIGURES = {
     "copy_gigabytes_a_second": "copy {:.0f} GB/s",
     "float64_ratio": "against float64 {:.2f} x",
     "pairs_a_second": "{:.0f} pairs/s",
+    "videos": "{:.0f} videos",
+    "packing_seconds": "end {:.2f} s",
+    "handles": "{:.0f} in all",
 }
 
 
@@ -169,7 +172,7 @@ def _floors(report: Report) -> Table:
 
 
 def _value(value: float, claim: Claim) -> str:
-    return f"{value:.{2 if value < 10 else 1}f} {claim.unit}"
+    return f"{value:.{2 if value < 10 else 1}f} {claim.unit}" if claim.unit else f"{value:g}"
 
 
 def _mark(mark: float, claim: Claim) -> str:

@@ -17,24 +17,34 @@ from tvnet_cli.bench.measures import measure_measures
 from tvnet_cli.bench.network import measure_network
 from tvnet_cli.bench.pairs import KnownPair
 from tvnet_cli.bench.report import Report
+from tvnet_cli.bench.scale import NUM_VIDEOS, measure_scale
 from tvnet_cli.bench.timing import Effort, Progress, Results
 
 Measure = Callable[[Effort, Progress], Results]
 EFFORT = Effort()
 
 
-def run_bench(subject: str, progress: Progress, known: Sequence[KnownPair] = (), effort: Effort = EFFORT) -> Report:
+def run_bench(
+    subject: str,
+    progress: Progress,
+    known: Sequence[KnownPair] = (),
+    effort: Effort = EFFORT,
+    num_videos: int = NUM_VIDEOS,
+) -> Report:
     """Measure the claims of a subject.
 
     Parameters
     ----------
-    subject : {"flow", "network", "features", "measures", "all"}
+    subject : {"flow", "network", "features", "measures", "scale", "all"}
+        ``scale``, which takes as long as one likes, is not one of all.
     progress : callable
         Takes a stage, how much of it is done, and how much there is.
     known : sequence of KnownPair
         Real pairs for the claim about ``tv-l1``.
     effort : Effort
         How much is measured.
+    num_videos : int
+        Of ``scale``.
 
     Returns
     -------
@@ -46,11 +56,13 @@ def run_bench(subject: str, progress: Progress, known: Sequence[KnownPair] = (),
         "features": [measure_features],
         "measures": [measure_measures],
     }
+    every = list(chain.from_iterable(subjects.values()))
+    subjects["scale"] = [partial(measure_scale, num_videos=num_videos)]
     date, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     machine = {**describe(), "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
     floors = measure_floors(effort, progress)
     rows, shares = [], []
-    for measure in chain.from_iterable(subjects.values() if subject == "all" else [subjects[subject]]):
+    for measure in every if subject == "all" else subjects[subject]:
         results = measure(effort, progress)
         rows += results.rows
         shares += results.shares

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 Call = Callable[[], object]
 Progress = Callable[[str, int, int], None]  # stage, turns done, turns in all
 Reached = Literal["aim", "must", "no"]
-Unit = Literal["x", "s", "%"]
+Unit = Literal["x", "s", "%", ""]
 
 # Seconds a call, after which there are no more turns with so many threads: beside other busy programs, threads that
 # wait for each other can take a hundred times as long as alone.
@@ -75,8 +75,8 @@ class Claim:
     subject, text : str
     aim, must : float
         What the project wants to reach, and what it has to.
-    unit : {"x", "s", "%"}
-        ``x``: a ratio of two measurements.
+    unit : {"x", "s", "%", ""}
+        ``x``: a ratio of two measurements; none: a number of things.
     smaller_is_better : bool
     """
 

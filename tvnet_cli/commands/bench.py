@@ -18,11 +18,18 @@ from tvnet_cli.options import (
 @click.option("-o", "--output", type=PATH, metavar="PICTURE.svg", help="Also draw the ratios as bars.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE.json", help="Also write everything as JSON.")
 @click.option("--pairs", type=PATH, metavar="DIR", help="Folders with frame10.png, frame11.png, flow10.flo for tv-l1.")
+@click.option("--videos", type=click.IntRange(10), help="How many for scale, which is not one of all.  [default: 200]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @with_clear_errors
 def bench(
-    subject: str, output: Path | None, json_file: Path | None, pairs: Path | None, quiet: bool, verbose: int
+    subject: str,
+    output: Path | None,
+    json_file: Path | None,
+    pairs: Path | None,
+    videos: int | None,
+    quiet: bool,
+    verbose: int,
 ) -> None:
     """Measure how fast this machine runs tvnet, beside other programs.
 
@@ -30,6 +37,8 @@ def bench(
     when nothing else runs. pip install 'tvnet[bench]' brings the peers; what cannot be measured here is named. Exit
     code 0 whatever is measured.
     """
+    if videos and subject != "scale":
+        raise click.UsageError("--videos is for tvnet bench scale")
     for path, suffix in ((output, ".svg"), (json_file, ".json")):
         if path:
             check_writable(path, suffix)
@@ -40,10 +49,11 @@ def bench(
     from tvnet_cli.bench.pairs import read_pairs
     from tvnet_cli.bench.report import as_json, as_picture, as_table, as_text
     from tvnet_cli.bench.run import run_bench
+    from tvnet_cli.bench.scale import NUM_VIDEOS
 
     known = read_pairs(pairs) if pairs else []
     with StageProgress(quiet) as progress:
-        report = run_bench(subject, progress, known)
+        report = run_bench(subject, progress, known, num_videos=videos or NUM_VIDEOS)
     if json_file:
         json_file.write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
     if output:
