@@ -14,6 +14,7 @@ from tvnet_cli.network.cards import RGBInput
 from tvnet_cli.network.stack import stack_flow
 from tvnet_cli.network.weights import StreamModel, is_trained, untrained_model
 from tvnet_cli.options import PRESETS, DrawOptions, Octave
+from tvnet_cli.visualize import figures
 from tvnet_cli.visualize.figures import FilmFigure, scale_rows
 from tvnet_cli.visualize.moments import Moment
 
@@ -70,6 +71,19 @@ def test_a_row_is_frame_flow_and_drawn_units(model):
         named = CLASSES[int(model.network(stack)[0].argmax())]
     assert (pool.caption, classes.caption) == (f"unit {strongest}", named)
     assert pool.picture.shape == (224, 224)
+
+
+def test_the_network_sees_the_middle_of_the_frames(model, monkeypatch):
+    seen: list[torch.Tensor] = []
+
+    def flow_stacks(frames: torch.Tensor, model: StreamModel) -> torch.Tensor:
+        seen.append(frames)
+        return torch.zeros(1, 10, 224, 224)
+
+    monkeypatch.setattr(figures, "flow_stacks", flow_stacks)
+    one = moment()
+    FilmFigure(model, ["fc"], SHORT, CPU).most_active([one])
+    assert np.array_equal(seen[0][0].movedim(1, -1), np.stack(one.frames)[:, 16:240, 38:262])
 
 
 def test_columns_may_be_few_and_other_layers(model):

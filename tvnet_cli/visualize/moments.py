@@ -17,7 +17,7 @@ from tvnet_cli.video.sequence import FrameSequence, Picture
 CLIP_LENGTH = ExtractOptions.clip_length
 TRIED = 12  # moments in each part of the film, of which the one with the most motion is taken
 STILL = 0.1  # pixels; a picture of which less than a hundredth moves so far does not move
-CUT = 4.0  # times the next largest change between two frames of a clip, and as many grey levels more, is no motion
+CUT = 3.0  # times the next largest change between two frames of a clip, and as many grey levels more, is no motion
 
 
 @dataclass(frozen=True)
