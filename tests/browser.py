@@ -100,14 +100,26 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element."""
+        x, y = self.place(selector)
+        self.point(x, y)
+        self.drag(x, y, x, y)
+
+    def place(self, selector: str) -> tuple[float, float]:
+        """The middle of an element, scrolled into the window."""
         x, y = self.value(
             f"(() => {{ const one = document.querySelector({json.dumps(selector)}); "
             "one.scrollIntoView({block: 'nearest'}); const box = one.getBoundingClientRect(); "
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
-        self.point(x, y)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        return x, y
+
+    def drag(self, x: float, y: float, to_x: float, to_y: float) -> None:
+        """Press the mouse, move it, and release it."""
+        left = {"button": "left", "buttons": 1, "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **left)
+        if (x, y) != (to_x, to_y):
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=to_x, y=to_y, **left)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=to_y, **left | {"buttons": 0})
 
     def point(self, x: float, y: float) -> None:
         """Move the mouse."""

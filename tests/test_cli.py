@@ -285,7 +285,8 @@ def test_the_recipe_guards_the_file(films, tmp_path):
     assert "--overwrite" in result.stderr
 
 
-def test_without_weights_the_command_says_what_to_do(films, monkeypatch):
+def test_without_weights_the_command_says_what_to_do(films, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tvnet_cli.network.weights.weights_folder", lambda: films)
     result = tvnet("features", films)
     assert result.exit_code == 1

@@ -390,6 +390,23 @@ def test_the_map_is_for_keyboards_too(shown):
 
 
 @needs_chromium
+def test_the_map_is_dragged_and_enlarged(shown):
+    x, y = shown.place("#video-3")
+    shown.drag(x, y, x - 60, y + 40)
+    assert shown.place("#video-3") == pytest.approx((x - 60, y + 40), abs=1)
+    assert shown.value("document.querySelector('#chosen').hidden"), "a drag is no click"
+    shown.point(x + 100, y)
+    assert shown.place("#video-3") == pytest.approx((x - 60, y + 40), abs=1)
+    shown.click("#zoom-fit")
+    assert shown.value("[state.zoom, state.x, state.y]") == [1, 0, 0]
+    spread = "Math.abs(place(3)[0] - place(4)[0])"
+    before = shown.value(spread)
+    shown.click("#zoom-in")
+    assert shown.value(spread) == pytest.approx(1.5 * before)
+    assert shown.errors == []
+
+
+@needs_chromium
 def test_names_are_found(shown):
     shown.value("document.querySelector('#search').focus()")
     shown.type("KICK/1")

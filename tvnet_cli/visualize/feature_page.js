@@ -79,7 +79,8 @@ function reaches() {
   return shown.reaches;
 }
 
-function drawMap() {
+function drawMap(smoothly = false) {
+  map.classList.toggle("moving", smoothly && count <= 1000);
   points.forEach((point, video) => {
     const [x, y] = place(video);
     point.setAttribute("cx", x.toFixed(1));
@@ -111,12 +112,6 @@ function drawSelection() {
   }
 }
 
-function moveSmoothly() {
-  if (count <= 1000) map.classList.add("moving");
-  clearTimeout(moveSmoothly.timer);
-  moveSmoothly.timer = setTimeout(() => map.classList.remove("moving"), 700);
-}
-
 function inMap(event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform(map.getScreenCTM().inverse());
 }
@@ -146,7 +141,7 @@ function zoomAt(factor, x = WIDTH / 2, y = HEIGHT / 2) {
 
 function fit() {
   [state.zoom, state.x, state.y] = [1, 0, 0];
-  drawMap();
+  drawMap(true);
 }
 
 function showTip(video) {
@@ -164,8 +159,10 @@ function showTip(video) {
 }
 
 let drag = null;
+let dragged = false; // a click at the end of a drag is none
 map.addEventListener("pointerdown", (event) => {
-  if (event.button === 0) drag = { id: event.pointerId, at: inMap(event), x: state.x, y: state.y, moved: false };
+  dragged = false;
+  if (event.button === 0) drag = { id: event.pointerId, at: inMap(event), x: state.x, y: state.y };
 });
 map.addEventListener("pointermove", (event) => {
   if (!drag || drag.id !== event.pointerId) {
@@ -173,9 +170,9 @@ map.addEventListener("pointermove", (event) => {
     return;
   }
   const at = inMap(event), x = at.x - drag.at.x, y = at.y - drag.at.y;
-  if (!drag.moved && Math.hypot(x, y) < 6) return;
-  if (!drag.moved) map.setPointerCapture(drag.id); // not earlier: a click would then be one of the map, not of a point
-  drag.moved = true;
+  if (!dragged && Math.hypot(x, y) < 6) return;
+  if (!dragged) map.setPointerCapture(drag.id); // not earlier: a click would then be one of the map, not of a point
+  dragged = true;
   map.classList.add("dragged");
   showTip(null);
   [state.x, state.y] = [drag.x + x, drag.y + y];
@@ -184,13 +181,12 @@ map.addEventListener("pointermove", (event) => {
 for (const end of ["pointerup", "pointercancel"]) {
   map.addEventListener(end, () => {
     map.classList.remove("dragged");
-    setTimeout(() => { drag = null; }); // after the click that follows
+    drag = null;
   });
 }
 map.addEventListener("pointerleave", () => showTip(null));
 map.addEventListener("click", (event) => {
-  if (drag && drag.moved) return;
-  select(videoAt(event));
+  if (!dragged) select(videoAt(event));
 });
 map.addEventListener("dblclick", (event) => zoomAt(2, inMap(event).x, inMap(event).y));
 map.addEventListener("wheel", (event) => {
@@ -468,8 +464,7 @@ function chooseMap(name) {
 
 function refresh() {
   showTip(null);
-  moveSmoothly();
-  drawMap();
+  drawMap(true);
   drawCaption();
   drawPanel();
   drawMatrix();
