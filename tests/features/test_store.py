@@ -345,22 +345,23 @@ def test_damage_found_when_packing_costs_the_damaged_rows_only(tmp_path, monkeyp
     assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", *"abcdef"))
 
 
-def test_killed_between_packing_and_tidying_up_nothing_is_lost_or_doubled(tmp_path, monkeypatch):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_between_packing_and_tidying_up_nothing_is_lost_or_doubled(tmp_path, monkeypatch, overwrite):
     write(tmp_path / "f.h5", "a")
     unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
-        if path.name == "000000001.h5":
+        if path.name == "000000002.h5":
             raise SystemExit
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(SystemExit):
-        write(tmp_path / "f.h5", "b", "c")
+        write(tmp_path / "f.h5", "b", "c", overwrite=overwrite)
     monkeypatch.undo()
-    assert (tmp_path / "f.h5.parts" / "000000001.h5").exists()
+    assert sorted(path.name for path in (tmp_path / "f.h5.parts").glob("*.h5")) == ["000000002.h5"]
     write(tmp_path / "f.h5", "d")
-    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", *"abcd"))
+    assert_same_content(tmp_path / "f.h5", write(tmp_path / "g.h5", *("bcd" if overwrite else "abcd")))
 
 
 def kill_and_resume(output: Path, kills: int, rows: int) -> set[str]:
@@ -455,21 +456,24 @@ def test_on_a_full_disk_what_is_finished_is_kept_and_a_larger_one_completes_it(s
     assert_same_content(output, write_numbered(small_disk / "g.h5", 20))
 
 
-def write_numbered(path: Path, count: int) -> Path:
-    with FeatureStore(path, RECIPE) as store:
+def write_numbered(path: Path, count: int, **how: object) -> Path:
+    with FeatureStore(path, RECIPE, **how) as store:
         for number in range(count):
             store.add(f"{number:02}", row(number))
     return path
 
 
-def test_a_limit_on_the_size_of_files_while_packing_keeps_all_rows(tmp_path):
+def test_a_limit_on_the_size_of_files_while_packing_keeps_all_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(format_module, "PORTION_BYTES", 1)
+    packed: list[int] = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
         with pytest.raises(DiskFullError, match=r"File too large.*8 finished videos are kept"):
-            write_numbered(tmp_path / "f.h5", 8)
+            write_numbered(tmp_path / "f.h5", 8, progress=lambda done, total: packed.append(done))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(packed) < 8  # it stops when there is no room
     assert not (tmp_path / "f.h5").exists()
     assert_same_content(write_numbered(tmp_path / "f.h5", 8), write_numbered(tmp_path / "g.h5", 8))
     assert names(tmp_path) == ["f.h5", "g.h5"]
