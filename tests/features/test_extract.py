@@ -280,15 +280,24 @@ def test_torch_computes_in_one_thread_a_pass_and_has_its_threads_again_behind(tm
         assert another.submit(torch.get_num_threads).result() == 3
 
 
-def test_an_extractor_gives_the_same_row_to_any_thread(films):
+@pytest.mark.usefixtures("three_threads")
+def test_an_extractor_gives_the_same_row_to_any_thread(films, monkeypatch):
+    used = []
+    over_clips = extractor._over_clips
+
+    def watched(*arguments: object):
+        used.append(torch.get_num_threads())
+        return over_clips(*arguments)
+
+    monkeypatch.setattr(extractor, "_over_clips", watched)
     with Extractor(models(), SMALL) as ready:
-        torch.set_num_threads(2)  # of this thread, which computes nothing
         here = ready.row(films / "a.mp4")
         with ThreadPoolExecutor(3) as threads:
             others = list(threads.map(ready.row, [films / "a.mp4"] * 3))
     assert here.num_frames == 40
     for other in others:
         assert all(np.array_equal(here.values[name], other.values[name]) for name in here.values)
+    assert used == [1] * 4  # the sums of several threads are other sums
 
 
 def test_going_on_with_other_streams_is_refused_before_any_work(tmp_path, films):
