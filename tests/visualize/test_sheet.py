@@ -45,6 +45,19 @@ def test_panels_stand_in_rows_and_columns_as_large_as_they_should(tmp_path):
     assert (picture[0] == 255).all()
 
 
+def test_long_names_are_written_smaller_and_not_cut(tmp_path):
+    name = "object/translate_down_right"
+    write_sheet(tmp_path / "a.png", [Row([Panel(plain(RED, width=50), name)], name)], [f"DeepDraw\n{name}"])
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+    written = np.argwhere(picture < 128)
+    assert (written.min(0) >= 3).all()
+    assert (picture.shape - written.max(0) > 3).all()
+    _, bottom, left, right = extent(np.asarray(Image.open(tmp_path / "a.png").convert("RGB")), RED)
+    columns = np.nonzero((picture[bottom + 5 :] < 128).any(0))[0]
+    assert left - 3 <= columns.min() < left + 20
+    assert right - 20 < columns.max() <= right + 3
+
+
 def test_the_legend_is_a_wheel_with_its_scale(tmp_path):
     panel = legend(12.3456)
     assert panel.caption == "12.3 px"

@@ -10,7 +10,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
 
 from tvnet_cli.flow.colour import colour_disc
 from tvnet_cli.video.sequence import Picture
@@ -103,9 +105,9 @@ def write_sheet(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) ->
     with matplotlib.rc_context(SETTINGS):
         page = _Page(size)
         for title, start, width in zip(columns, starts, widths, strict=False):
-            page.write(title, start + width / 2, top - LINE * (title.count("\n") + 1) / 2)
+            page.write(title, start + width / 2, top - LINE * (title.count("\n") + 1) / 2, room=width)
         for row, height in zip(rows, heights, strict=True):
-            page.write(row.title, MARGIN + SIDE_TITLE / 2, top + ROW_HEIGHT / 2, rotation=90)
+            page.write(row.title, MARGIN + SIDE_TITLE / 2, top + ROW_HEIGHT / 2, room=ROW_HEIGHT, rotation=90)
             for panel, start, width in zip(row.panels, starts, widths, strict=False):
                 page.show(panel, start + width / 2, top)
             top += height + GAP
@@ -119,8 +121,11 @@ class _Page:
         self.width, self.height = size
         self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
 
-    def write(self, text: str, x: float, y: float, **more: Any) -> None:
-        self.figure.text(x / self.width, 1 - y / self.height, text, ha="center", va="center", **more)
+    def write(self, text: str, x: float, y: float, room: float, **more: Any) -> None:
+        """A text about a point, smaller where it would be longer than its room."""
+        longest = max((_length(line) for line in text.split("\n")), default=0.0)
+        size = SETTINGS["font.size"] * min(1, room / max(longest, room))
+        self.figure.text(x / self.width, 1 - y / self.height, text, ha="center", va="center", fontsize=size, **more)
 
     def show(self, panel: Panel, middle: float, top: float) -> None:
         """A panel in the middle of the height of its row, its caption below it."""
@@ -138,13 +143,20 @@ class _Page:
             x, y, wide, tall = panel.box
             frame = Rectangle((x - 0.5, y - 0.5), wide, tall, fill=False, linewidth=0.5, linestyle="--", color="white")
             axes.add_patch(frame)
-        self.write(panel.caption, middle, top + height + LINE / 2)
+        self.write(panel.caption, middle, top + height + LINE / 2, room=panel.width)
 
     def save(self, path: Path) -> None:
         written = BytesIO()
         suffix = path.suffix.lower()
         self.figure.savefig(written, format=suffix[1:], dpi=DPI, metadata=UNDATED[suffix])
         path.write_bytes(written.getvalue())
+
+
+def _length(line: str) -> float:
+    """Of a line of text in inches."""
+    font = FontProperties(family=SETTINGS["font.family"], size=SETTINGS["font.size"])
+    width, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return float(width) / 72
 
 
 def _columns(rows: Sequence[Row]) -> list[list[Panel]]:
