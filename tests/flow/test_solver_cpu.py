@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import platform
 import re
@@ -257,6 +259,40 @@ def test_frames_that_are_not_numbers_spoil_their_own_gradients_alone():
     gradients(solver_cpu, [larger[0], torch.full_like(larger[1], torch.nan), *larger[2:]], options)
     for one, other in zip(gradients(solver_cpu, fields, options), before, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
+@pytest.mark.parametrize("sampler", ["authors", "exact", "bicubic"])
+def test_a_flow_that_leads_nowhere_reads_no_memory_of_others(sampler, value):
+    fields, options = random_warp(64, 80, sampler, helpers=True)
+    fields[2][:, :, ::3, ::5] = value
+    u = solve(solver_cpu, fields, options)[0]
+    assert value == value or u.isnan().any()
+    gradients(solver_cpu, fields, options)
+
+
+def test_pointers_lead_into_memory_of_the_caller_alone():
+    """An array that compiled code makes is freed behind the last use of its name, whatever points into it."""
+    used = 0
+    for function in ast.parse(inspect.getsource(kernels_cpu)).body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        held = {argument.arg for argument in function.args.args}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign):
+                pairs = [(node.targets[0], node.value)]
+                if isinstance(node.value, ast.Tuple):
+                    pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+                held |= {
+                    ast.unparse(name)
+                    for name, value in pairs
+                    if ast.unparse(value).removesuffix(".reshape(-1)") in held
+                }
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "_at":
+                assert ast.unparse(node.args[0]) in held, f"{function.name}: {ast.unparse(node)}"
+                used += 1
+    assert used > 50
 
 
 def test_the_run_that_compiles_gives_what_all_later_ones_give(tmp_path):

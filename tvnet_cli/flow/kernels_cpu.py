@@ -80,7 +80,11 @@ summing_row_kernel = numba.njit(fastmath=True, **COMPILER, **ROW_COMPILER)  # su
 
 
 def _pointer(typing_context: Any, array: Any, index: Any) -> Any:
-    """Pointer to element ``index`` of a flat array: what row kernels take, since slices cost more than short rows."""
+    """Pointer to element ``index`` of a flat array: what row kernels take, since slices cost more than short rows.
+
+    The array has to be one that the caller in Python holds. One made by compiled code is freed as soon as its own name
+    is used no more, though pointers into it are: so no kernel makes any.
+    """
     signature = types.CPointer(array.dtype)(array, types.intp)  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -256,6 +260,15 @@ def _position(pixel, grid, displacement, length, sampler):
 
 
 @compiled
+def _pixel(position, length):
+    """A whole position inside the picture as a number of a pixel; a position that is no number is that of some pixel.
+
+    What is read there counts NaN times, and comes out as NaN; what lies outside would be memory of others.
+    """
+    return min(max(np.int32(position), np.int32(0)), np.int32(length - 1))
+
+
+@compiled
 def _corner(position, length):
     """The two pixels around a position and the weights of the upper and of the lower one, all as float32.
 
@@ -274,7 +287,7 @@ def _corners(n, pixel, step, grid, displacement, length, sampler, lower, upper, 
     for i in range(n):
         position = _position(pixel + i * step, grid[i * step], displacement[i], length, sampler)
         below, above, near[i], far[i] = _corner(position, length)
-        lower[i], upper[i] = np.int32(below), np.int32(above)
+        lower[i], upper[i] = _pixel(below, length), _pixel(above, length)
 
 
 @compiled
@@ -314,7 +327,7 @@ def _cells(n, pixel, step, displacement, length, lower, fraction):
     for i in range(n):
         position = _position(pixel + i * step, ZERO, displacement[i], length, BICUBIC)
         below = np.floor(position)
-        lower[i], fraction[i] = np.int32(below), position - below
+        lower[i], fraction[i] = _pixel(below, length), position - below
 
 
 @row_kernel
@@ -358,17 +371,18 @@ def _linear_row(n, y, u, v, warped, first, gx, gy, inverse, rho, ignore_outside,
 
 
 @compiled
-def linearise(first, second, u, grid_x, grid_y, sampler, ignore_outside, images, state, plane, stride):
+def linearise(
+    first, second, u, grid_x, grid_y, sampler, ignore_outside, images, pixels, weights, state, plane, stride
+):  # fmt: skip
     """The data term near ``u`` into the planes GX, GY, INVERSE and RHO.
 
     ``images`` (3, H, W) is scratch: the warped second frame, and for the bilinear samplers the gradient of the second
-    frame, for the bicubic one that of the warped frame.
+    frame, for the bicubic one that of the warped frame. So are ``pixels`` and ``weights`` (4 * W): where a row reads.
     """
     height, width = first.shape
     size = height * width
     flat_u, flat_images = u.reshape(-1), images.reshape(-1)
     flat_first, flat_second = first.reshape(-1), second.reshape(-1)
-    pixels, weights = np.empty(4 * width, np.int32), np.empty(4 * width, np.float32)
     x0, x1, y0, y1 = _at(pixels, 0), _at(pixels, width), _at(pixels, 2 * width), _at(pixels, 3 * width)
     right, left, below, above = _at(weights, 0), _at(weights, width), _at(weights, 2 * width), _at(weights, 3 * width)
     if sampler == BICUBIC:
@@ -403,14 +417,17 @@ def linearise(first, second, u, grid_x, grid_y, sampler, ignore_outside, images,
 @compiled
 def solve_pair(
     first, second, u, p_x, p_y, cost, kernels, limit, epsilon, sampler, ignore_outside, last,
-    grid_x, grid_y, not_last, images, state, plane, stride, new_u, new_p_x, new_p_y,
+    grid_x, grid_y, not_last, images, pixels, weights, state, plane, stride, new_u, new_p_x, new_p_y,
 ):  # fmt: skip
     """One warp of one pair: all arrays (H, W) or (2, H, W).
 
     Empty arrays stand for a cost of 1 everywhere, for a dual field of 0, and for one that nobody asks for.
     """
     height = first.shape[0]
-    begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
+    begin(
+        first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, pixels, weights, state,
+        plane, stride,
+    )  # fmt: skip
     columns = not_last.size
     iterate(state, plane, stride, height, columns, kernels, limit, epsilon, not_last, 0, kernels.size // 16, last)
     for c in range(2):
@@ -421,11 +438,16 @@ def solve_pair(
 
 
 @compiled
-def begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride):
+def begin(
+    first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, pixels, weights, state, plane,
+    stride,
+):  # fmt: skip
     """The state before the first iteration."""
     height, width = first.shape
     clear_borders(state, plane, stride, height, width)
-    linearise(first, second, u, grid_x, grid_y, sampler, ignore_outside, images, state, plane, stride)
+    linearise(
+        first, second, u, grid_x, grid_y, sampler, ignore_outside, images, pixels, weights, state, plane, stride
+    )  # fmt: skip
     for c in range(2):
         load(u[c], state, c * plane, stride)
         if p_x.size:
@@ -891,7 +913,8 @@ def linearise_back(
             at_y = _position(y, grid_y[y], u[1, y, x], height, sampler)
             lower_x, upper_x, right, left = _corner(at_x, width)
             lower_y, upper_y, below, above = _corner(at_y, height)
-            x0, x1, y0, y1 = int(lower_x), int(upper_x), int(lower_y), int(upper_y)
+            x0, x1 = _pixel(lower_x, width), _pixel(upper_x, width)
+            y0, y1 = _pixel(lower_y, height), _pixel(upper_y, height)
             slope_x = slope_y = ZERO
             for c in range(3):
                 values = second if c == 0 else images[c]
@@ -923,7 +946,7 @@ def _read_bicubic_back(second, u, warped_a, adjoint, plane, stride, second_a):
         for x in range(width):
             at_x = _position(x, ZERO, u[0, y, x], width, BICUBIC)
             at_y = _position(y, ZERO, u[1, y, x], height, BICUBIC)
-            x0, y0 = int(at_x), int(at_y)
+            x0, y0 = _pixel(at_x, width), _pixel(at_y, height)
             wx, wy = _cubic(at_x - np.float32(x0)), _cubic(at_y - np.float32(y0))
             dx, dy = _cubic_slopes(at_x - np.float32(x0)), _cubic_slopes(at_y - np.float32(y0))
             slope_x = slope_y = ZERO
@@ -943,8 +966,8 @@ def _read_bicubic_back(second, u, warped_a, adjoint, plane, stride, second_a):
 @compiled
 def solve_pair_back(
     first, second, u, p_x, p_y, cost, kernels, limit, epsilon, sampler, ignore_outside, last,
-    grid_x, grid_y, not_last, images, state, plane, stride, segment, checkpoints, ring, rows, adjoint, images_a,
-    gradients, u_a, p_x_a, p_y_a, first_a, second_a, u_in_a, p_x_in_a, p_y_in_a, cost_a, sums,
+    grid_x, grid_y, not_last, images, pixels, weights, state, plane, stride, segment, checkpoints, ring, rows, adjoint,
+    images_a, gradients, u_a, p_x_a, p_y_a, first_a, second_a, u_in_a, p_x_in_a, p_y_in_a, cost_a, sums,
 ):  # fmt: skip
     """The adjoint of ``solve_pair``: what comes in is ``u_a``, ``p_x_a`` and ``p_y_a``.
 
@@ -953,7 +976,10 @@ def solve_pair_back(
     height, width = first.shape
     num_iterations, columns = kernels.size // 16, not_last.size
     block = NUM_CHANGING * plane
-    begin(first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, state, plane, stride)
+    begin(
+        first, second, u, p_x, p_y, cost, sampler, ignore_outside, grid_x, grid_y, images, pixels, weights, state,
+        plane, stride,
+    )  # fmt: skip
     ring[:] = ZERO  # the row below the last one counts 0 times, which only numbers survive
     starts = range(0, num_iterations, segment)
     for number, start in enumerate(starts):

@@ -253,10 +253,10 @@ class _SolveWarp(torch.autograd.Function):
         p_x, p_y = (np.empty((len(u), 0, 0, 0) if warp.last else u.shape, np.float32) for _ in range(2))
 
         def work(pair: int) -> None:
-            layout, state, images = warp.scratch()
+            layout, state, scratch = warp.scratch()
             kernels.solve_pair(
                 *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
-                warp.ignore_outside, warp.last, *warp.grids, images, state, layout.plane, layout.stride,
+                warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
                 u[pair], p_x[pair], p_y[pair],
             )  # fmt: skip
 
@@ -277,11 +277,11 @@ class _SolveWarp(torch.autograd.Function):
         sums = np.zeros((len(warp.u), warp.kernels.size + 1))
 
         def work(pair: int) -> None:
-            layout, state, images = warp.scratch()
+            layout, state, scratch = warp.scratch()
             first, second, u, p_x, p_y, cost = (field[pair] for field in found)
             kernels.solve_pair_back(
                 *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
-                warp.ignore_outside, warp.last, *warp.grids, images, state, layout.plane, layout.stride,
+                warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
                 *warp.scratch_back(),
                 u_a[pair], p_x_a[pair], p_y_a[pair], first[0], second[0], u, p_x, p_y, cost[0], sums[pair],
             )  # fmt: skip
@@ -374,11 +374,12 @@ class _Warp:
             self.layout.floats("gradients", segment * 6 * self.layout.stride),
         )
 
-    def scratch(self) -> tuple[_Layout, kernels.Floats, kernels.Floats]:
-        """Layout, state and three images of this thread."""
+    def scratch(self) -> tuple[_Layout, kernels.Floats, tuple[kernels.Floats, NDArray[np.int32], kernels.Floats]]:
+        """Layout; of this thread state, and three images, with pixels and weights of one row."""
         height, width = self.layout.height, self.layout.width
         images = self.layout.floats("images", 3 * height * width).reshape(3, height, width)
-        return self.layout, self.layout.state(), images
+        pixels = self.layout.floats("pixels", 4 * width).view(np.int32)
+        return self.layout, self.layout.state(), (images, pixels, self.layout.floats("weights", 4 * width))
 
 
 def _compile(name: str, example: Callable[[], object]) -> None:
