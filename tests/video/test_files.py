@@ -83,3 +83,14 @@ def test_a_name_that_is_not_utf8_still_has_an_id(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     assert ids(tmp_path) == ["caf\\xe9.mp4"]
+
+
+def test_no_two_names_of_a_folder_have_one_id(tmp_path):
+    names = [b"caf\xe9.mp4", rb"caf\xe9.mp4", rb"caf\x5cxe9.mp4", b"caf\\\xe9.mp4", rb"a\b.mp4", rb"a\x41.mp4"]
+    try:
+        for name in names:
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert len(ids(tmp_path)) == len(names)
+    assert {r"a\b.mp4", r"a\x41.mp4", r"caf\xe9.mp4"} <= set(ids(tmp_path))

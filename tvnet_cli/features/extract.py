@@ -26,7 +26,7 @@ from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.options import DecodeLimits, ExtractOptions
 from tvnet_cli.video.files import RemoteVideo, Video
 
-VIDEOS_AHEAD = 256  # that are handed out while the result of the first of them is waited for
+VIDEOS_AHEAD = 4096  # that are handed out while the result of the first of them, which may hang, is waited for
 SECONDS_UNTIL_STOP = 0.2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -168,5 +169,9 @@ def _walk(folder: Path) -> Iterator[Video]:
 
 
 def _text(name: object) -> str:
-    """A name as proper UTF-8; other bytes are written as a backslash, x and two digits."""
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    r"""A name as proper UTF-8; other bytes are written as a backslash, x and two digits.
+
+    So that no two names become one, a backslash that could begin such a thing is written as \x5c.
+    """
+    told_apart = re.sub(rb"\\(?=x(?:5c|[89a-f][0-9a-f]))", rb"\\x5c", os.fsencode(str(name)))
+    return told_apart.decode("utf-8", "backslashreplace")
