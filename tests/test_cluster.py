@@ -112,7 +112,7 @@ def test_the_page_for_clusters_names_what_there_is():
         assert any(option in text for text in helps.values()), option
 
 
-@pytest.mark.parametrize(("count", "kills"), [(8, 1), pytest.param(60, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "kills"), [(8, 1), pytest.param(300, 100, marks=pytest.mark.slow)])
 def test_the_command_killed_at_any_moment_loses_no_video(tmp_path, count, kills):
     videos, output = films(tmp_path / "films", count), tmp_path / "f.h5"
     random = np.random.default_rng(count)
