@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from feature_files import assert_same_content
@@ -21,7 +22,7 @@ from films import without_privileges, write_film
 
 from tvnet_cli import __version__
 from tvnet_cli.cli import main
-from tvnet_cli.features import extract
+from tvnet_cli.features import extract, extractor
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.features.lock import locked
 from tvnet_cli.options import ExtractOptions
@@ -313,7 +314,14 @@ def test_without_weights_the_command_says_what_to_do(films, tmp_path, monkeypatc
         (["{tmp}/empty"], 1, "no videos in"),
         (["{films}", "-o", "{films}/a.mp4"], 1, "not a readable feature file"),
         (["{films}", "-o", "{films}/a.mp4/f.h5"], 1, "a.mp4"),
-        (["{films}", "-o", "{tmp}"], 1, "not a readable feature file"),
+        (["{films}", "-o", "{tmp}"], 1, "is a folder: name a file in it"),
+        (["{films}", "-o", "."], 1, ". is a folder: name a file in it"),
+        (["{films}", "-o", "/"], 1, "/ is a folder: name a file in it"),
+        (["{films}", "-o", ""], 2, "an empty path"),
+        ([""], 2, "an empty path"),
+        (["{films}", "-o", "{films}/a.mp4", "--overwrite"], 1, "not a readable feature file"),
+        (["{films}", "-o", "/dev/null", "--overwrite"], 1, "/dev/null is not a feature file but a pipe or a device"),
+        (["{films}", "--log-file", "{films}/a.mp4"], 2, "a.mp4 is there, and no log of JSON lines"),
     ],
 )
 @pytest.mark.usefixtures("two_clips")
@@ -326,6 +334,35 @@ def test_each_mistake_has_one_clear_line(films, tmp_path, monkeypatch, arguments
     assert "Traceback" not in result.stderr
     if exit_code == 1:
         assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_a_list_may_come_from_other_systems(films, tmp_path):
+    (tmp_path / "list.txt").write_bytes(f"\ufeff{films}/a.mp4\r\n  \r\n{films}/b.mp4\r\n".encode())
+    result = features("--from-file", tmp_path / "list.txt", "-o", tmp_path / "f.h5")
+    assert "2 done, 0 skipped, 0 failed" in result.stderr
+    (tmp_path / "list.txt").write_bytes("first\nsecond".encode("utf-16-le"))
+    result = features("--from-file", tmp_path / "list.txt", "-o", tmp_path / "f.h5")
+    assert result.exit_code == 1
+    assert re.search(r"Error: line 1 of .*list\.txt holds a NUL byte", result.stderr)
+
+
+@pytest.mark.usefixtures("two_clips")
+def test_features_that_are_no_numbers_are_a_failure_and_no_row(films, tmp_path, monkeypatch):
+    unit_norm = extractor._unit_norm
+    monkeypatch.setattr(extractor, "_unit_norm", lambda values: unit_norm(values) * np.float32(np.nan))
+    result = features(films, "-o", tmp_path / "f.h5")
+    assert result.exit_code == 1
+    assert "a.mp4: flow/global_pool holds numbers that are not finite: the weights are too large" in result.stderr
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert len(file["video_id"]) == 0
+        assert set(file["failures/code"].asstr()[:]) == {"unexpected"}
+
+
+def test_who_reads_no_more_gets_no_message():
+    command = f"{sys.executable} -m tvnet_cli weights list | head -c 1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (ended.returncode, ended.stderr) in {(1, ""), (0, "")}  # 0: all of it was written by then
 
 
 def test_an_error_nobody_thought_of_is_one_line_too(films, monkeypatch):

@@ -67,6 +67,11 @@ REASONS: dict[Reason, str] = {
 }
 
 
+def printable(text: str) -> str:
+    """Text as it is shown: without the characters in names of files, videos and tensors that steer a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class TVNetError(Exception):
     """Base of all errors that are the input's fault and not the program's."""
 

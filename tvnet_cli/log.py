@@ -44,6 +44,7 @@ class EventLog:
         self._file: int | None = None
         if path is not None:
             try:
+                _require_log(path)
                 self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             except OSError as error:
                 raise OutputError(f"cannot write the log file {path}: {error.strerror}") from error
@@ -94,3 +95,11 @@ class EventLog:
         if problem and not self._told:
             self._told = True
             print(f"warning: events are missing in the log file {self.path}: {problem}", file=sys.stderr)
+
+
+def _require_log(path: Path) -> None:
+    """That what is appended to is no film and no feature file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) not in (b"", b"{", b"\n"):
+                raise OutputError(f"{path} is there, and no log of JSON lines: choose another --log-file")

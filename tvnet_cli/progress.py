@@ -23,6 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from tvnet_cli.errors import printable
 from tvnet_cli.features.extract import VideoResult
 from tvnet_cli.features.lock import parts_folder
 from tvnet_cli.flow.compute import SAMPLED_FIELDS
@@ -40,7 +41,7 @@ SECONDS_BETWEEN_LINES = 30  # of a long run without a terminal
 
 def escape(text: str) -> str:
     """Text of others as it is shown: without markup, and without characters that steer a terminal."""
-    return markup.escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+    return markup.escape(printable(text))
 
 
 class _Screen:

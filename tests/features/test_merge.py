@@ -123,3 +123,39 @@ def test_a_run_that_writes_the_output_keeps_merging_out(tmp_path):
         result = tvnet("merge", one, "-o", tmp_path / "all.h5")
     assert result.exit_code == 1
     assert "another run is writing" in result.stderr
+
+
+def test_what_waits_beside_the_output_is_not_forgotten(tmp_path):
+    one, output, parts = write(tmp_path / "one.h5", "a"), tmp_path / "all.h5", tmp_path / "all.h5.parts"
+    parts.mkdir()
+    write(parts / "000000001.h5", "b")
+    (parts / "overwrites").touch()
+    result = tvnet("merge", one, "-o", output)
+    assert result.exit_code == 1
+    assert f"the run that writes {output} has not ended" in result.stderr
+    assert tvnet("merge", one, parts, "-o", output).exit_code == 0
+    with FeatureStore(output, RECIPE) as store:
+        assert "a" in store
+        assert "b" in store
+    assert_same_content(output, write(tmp_path / "whole.h5", "a", "b"))
+
+
+def test_a_link_stays_one(tmp_path):
+    one, old = write(tmp_path / "one.h5", "a"), write(tmp_path / "old.h5", "b")
+    (tmp_path / "link.h5").symlink_to("old.h5")
+    assert tvnet("merge", one, "-o", tmp_path / "link.h5", "--overwrite").exit_code == 0
+    assert (tmp_path / "link.h5").is_symlink()
+    assert_same_content(old, one)
+    parts = tmp_path / "old.h5.parts"
+    parts.mkdir()
+    write(parts / "000000001.h5", "c")
+    assert "has not ended" in tvnet("merge", tmp_path / "link.h5", "-o", tmp_path / "all.h5").stderr
+
+
+def test_overwriting_costs_feature_files_only(tmp_path):
+    one = write(tmp_path / "one.h5", "a")
+    (tmp_path / "film.mp4").write_bytes(b"a film")
+    result = tvnet("merge", one, "-o", tmp_path / "film.mp4", "--overwrite")
+    assert result.exit_code == 1
+    assert "film.mp4 is not a readable feature file" in result.stderr
+    assert (tmp_path / "film.mp4").read_bytes() == b"a film"

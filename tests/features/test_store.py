@@ -175,6 +175,44 @@ def test_overwriting_drops_what_waits_of_a_run_that_does_not_overwrite(tmp_path)
     assert read_ids(tmp_path / "f.h5") == (["b"], {**RECIPE, "options": {}})
 
 
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_an_overwriting_run_that_finished_nothing_leaves_no_mark_on_later_rows(tmp_path):
+    write(tmp_path / "f.h5", "a")
+    parts = tmp_path / "f.h5.parts"
+    parts.mkdir()
+    (parts / "overwrites").touch()  # as kill -9 leaves it
+    interrupted_run(tmp_path / "f.h5", "b")
+    write(tmp_path / "f.h5", "c")
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b", "c"]
+
+
+def test_overwriting_costs_feature_files_only_but_damaged_ones_too(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    path.write_bytes(path.read_bytes()[:-100])
+    write(path, "b", overwrite=True)
+    assert read_ids(path)[0] == ["b"]
+    path.write_bytes(b"")
+    write(path, "c", overwrite=True)
+    assert read_ids(path)[0] == ["c"]
+    path.write_bytes(b"a film")
+    with pytest.raises(FeatureFileError, match="not a readable feature file"):
+        write(path, "d", overwrite=True)
+    assert path.read_bytes() == b"a film"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "f.h5")
+    for overwrite in (False, True):
+        with pytest.raises(FeatureFileError, match=r"f\.h5 is not a feature file but a pipe or a device"):
+            write(tmp_path / "f.h5", "a", overwrite=overwrite)
+
+
+def test_a_file_in_the_place_of_the_parts_is_named(tmp_path):
+    (tmp_path / "f.h5.parts").write_text("mine")
+    with pytest.raises(FeatureFileError, match=r"f\.h5\.parts is in the way.*move it away"):
+        write(tmp_path / "f.h5", "a")
+
+
 def test_what_is_no_feature_file_is_never_written_to(tmp_path):
     path = tmp_path / "f.h5"
     path.write_bytes(b"my thesis")

@@ -27,7 +27,7 @@ def test_a_good_file_is_called_good(tmp_path):
     assert tvnet("verify", path, "-q").output == ""
     assert json.loads(tvnet("verify", path, "--json").stdout) == {
         **{"path": str(path), "good": True, "num_rows": 2, "num_failures": 1, "has_checksums": True},
-        **{"wrong_rows": {}, "problems": [], "num_waiting": 0, "set_aside": None},
+        **{"wrong_rows": {}, "problems": [], "num_waiting": 0, "set_aside": []},
     }
 
 
@@ -139,13 +139,13 @@ def test_repairing_keeps_the_good_rows_and_the_next_run_does_the_others(tmp_path
     assert_same_content(path, write(tmp_path / "h.h5", "a", "b", "c", failing=("d",)))
     assert tvnet("verify", path).exit_code == 0
     damage(path, "flow/inception_4e_output", 0)
-    assert repair_features(path).set_aside == tmp_path / "f.h5.damaged2"
+    assert repair_features(path).set_aside == (tmp_path / "f.h5.damaged2",)
 
 
 def test_repairing_a_good_file_leaves_it_as_it_is(tmp_path):
     path = write(tmp_path / "f.h5", "a")
     before = path.stat().st_ino
-    assert repair_features(path).set_aside is None
+    assert repair_features(path).set_aside == ()
     assert path.stat().st_ino == before
     assert [one.name for one in tmp_path.iterdir()] == ["f.h5"]
 
@@ -167,3 +167,65 @@ def test_repairing_keeps_other_runs_out(tmp_path):
         result = tvnet("verify", path, "--repair")
     assert result.exit_code == 1
     assert "another run is writing" in result.stdout
+
+
+def test_what_waits_is_repaired_too(tmp_path):
+    path, parts = write(tmp_path / "f.h5", "x"), tmp_path / "f.h5.parts"
+    parts.mkdir()
+    write(parts / "000000001.h5", "a", "b")
+    damage(parts / "000000001.h5", "num_frames", 0)
+    (parts / "000000002.h5").write_bytes(b"nothing")
+    result = tvnet("verify", path, "--repair")
+    assert result.exit_code == 0
+    assert f"{path}: a: differs from its checksum" in result.stdout
+    assert "f.h5.parts/000000001.h5.damaged" in result.stdout
+    assert "f.h5.parts/000000002.h5.damaged" in result.stdout
+    assert (parts / "000000001.h5.damaged").exists()
+    for whichever in (path, parts):
+        assert tvnet("verify", whichever).exit_code == 0
+    write(path, "a")
+    assert_same_content(path, write(tmp_path / "g.h5", "a", "b", "x"))
+
+
+def test_parts_alone_are_repaired(tmp_path):
+    parts = tmp_path / "f.h5.parts"
+    parts.mkdir()
+    write(parts / "000000001.h5", "a", "b")
+    damage(parts / "000000001.h5", "num_frames", 0)
+    assert repair_features(parts).set_aside == (parts / "000000001.h5.damaged",)
+    assert repair_features(tmp_path / "f.h5").good
+
+
+def test_a_link_leads_to_the_file_that_is_checked_and_repaired(tmp_path):
+    path = write(tmp_path / "f.h5", "a", "b")
+    (tmp_path / "link.h5").symlink_to("f.h5")
+    damage(path, "num_frames", 0)
+    assert tvnet("verify", tmp_path / "link.h5", "--repair").exit_code == 0
+    assert (tmp_path / "link.h5").is_symlink()
+    assert verify_features(path).good
+    assert (tmp_path / "f.h5.damaged").exists()
+
+
+def test_nothing_is_made_where_there_is_nothing_to_repair(tmp_path):
+    assert tvnet("verify", tmp_path / "no" / "f.h5", "--repair").exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_is_odd_does_not_keep_the_others_from_being_checked(tmp_path):
+    odd, good = write(tmp_path / "odd.h5", "a"), write(tmp_path / "f.h5", "a")
+    with h5py.File(odd, "r+") as file:
+        file["one"] = 3
+    result = tvnet("verify", odd, tmp_path / ("n" * 300), "/dev/null", good)
+    assert result.exit_code == 1
+    assert "odd.h5" in result.stdout
+    assert "/dev/null is not a feature file but a pipe or a device" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("good  ")
+
+
+def test_names_steer_no_terminal(tmp_path):
+    path = write(tmp_path / "f.h5", "\x1b[31mred", "a\nb")
+    damage(path, "num_frames", 0)
+    damage(path, "num_frames", 1)
+    lines = tvnet("verify", path).stdout.splitlines()
+    assert len(lines) == 3
+    assert r"\x1b[31mred: differs" in lines[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +14,23 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from tvnet_cli.errors import OutputError, TVNetError
+from tvnet_cli.errors import OutputError, TVNetError, printable
 from tvnet_cli.log import EventLog
 
-PATH = click.Path(path_type=Path)
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
+
+
+class PathType(click.Path):
+    """A path; what a variable of the shell that is not set leaves is none, least of all that of this folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("", b""):
+            self.fail("an empty path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = PathType(path_type=Path)
 
 
 def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,12 +47,24 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
         except OutputError as error:
             raise click.UsageError(str(error)) from error
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.exit(FAILED)
             if arguments["verbose"] >= 2:
                 traceback.print_exc()
-            click.echo(f"Error: {_one_line(error)}", err=True)
+            click.echo(f"Error: {printable(_one_line(error))}", err=True)
             sys.exit(FAILED)
 
     return wrapped
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads the output, such as ``head``, has gone, and wants no message either."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    if not watch.poll(0):  # some other pipe is broken
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself writes at the end
+    return True
 
 
 def with_log(command: Callable[..., None]) -> Callable[..., None]:
@@ -134,11 +158,6 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """What went wrong, without the characters in names of files and tensors that steer a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in _said(error))
-
-
-def _said(error: Exception) -> str:
     if isinstance(error, TVNetError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -17,11 +18,13 @@ from tvnet_cli.commands.common import (
     INTERRUPTED,
     LOG_FILE,
     PATH,
+    PathType,
     complete,
     complete_weights,
     with_clear_errors,
     with_log,
 )
+from tvnet_cli.errors import DatasetError
 from tvnet_cli.features.shards import Shard, parse_shard, shard_of_this_job
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
@@ -37,7 +40,7 @@ from tvnet_cli.url import is_url
 from tvnet_cli.video.files import find_sources
 
 
-class _Place(click.Path):
+class _Place(PathType):
     """A path, or text that is an address."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -261,11 +264,16 @@ def _shard(name: str | None) -> tuple[Shard, str]:
         raise click.BadParameter(str(error), param_hint="--shard") from None
 
 
-def _listed_places(lines: Iterator[bytes]) -> Iterator[Path | str]:
-    """Paths as bytes of the file system, and addresses, one a line; empty lines do not count."""
-    for line in lines:
-        name = os.fsdecode(line.rstrip(b"\r\n"))
-        if name:
+def _listed_places(lines: BinaryIO) -> Iterator[Path | str]:
+    """Paths as bytes of the file system, and addresses, one a line; blank lines and a mark of UTF-8 do not count."""
+    for number, line in enumerate(lines, 1):
+        if b"\0" in line:
+            raise DatasetError(
+                f"line {number} of {lines.name} holds a NUL byte, which no path does: a list is text, UTF-8 as a rule, "
+                "with one path a line"
+            )
+        name = os.fsdecode(line.removeprefix(BOM_UTF8 if number == 1 else b"").rstrip(b"\r\n"))
+        if name.strip():
             yield name if is_url(name) else Path(name)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tvnet_cli.commands.common import FAILED, PATH, with_clear_errors
-from tvnet_cli.errors import TVNetError
+from tvnet_cli.errors import TVNetError, printable
 
 
 @click.command()
@@ -35,14 +35,15 @@ def verify(files: tuple[Path, ...], repair: bool, as_json: bool, quiet: bool, ve
             with StageProgress(quiet) as progress:
                 check = repair_features if repair else verify_features
                 found = check(path, partial(progress, f"checking {path}"))
-        except TVNetError as error:
+        except (TVNetError, OSError) as error:
             all_good = False
-            click.echo(json.dumps({"path": str(path), "good": False, "problems": [str(error)]}) if as_json else error)
+            bad = {"path": str(path), "good": False, "problems": [str(error)]}
+            click.echo(json.dumps(bad) if as_json else printable(str(error)))
             continue
         all_good &= found.good or repair
         if as_json:
             click.echo(json.dumps(found.summary()))
         elif not (quiet and found.good):
-            click.echo("\n".join(found.lines()))
+            click.echo("\n".join(map(printable, found.lines())))
     if not all_good:
         sys.exit(FAILED)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tvnet_cli.device import num_workers, thread_pool, true_float32
+from tvnet_cli.errors import VideoReadError
 from tvnet_cli.network.cards import FlowInput, RGBInput
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
@@ -165,6 +166,11 @@ class Extractor:
         -------
         dict of dataset name to ndarray, float32
             Each layer averaged over the clips, then divided by its L2 norm over all its values.
+
+        Raises
+        ------
+        VideoReadError
+            If that gives no finite numbers.
         """
         frames = torch.from_numpy(clips.frames)
         if self.device.type == "cuda":
@@ -173,7 +179,12 @@ class Extractor:
         passes = [
             self._compute.submit(_pass_layers, part, self._ready, self.device, self._batch_size) for part in parts
         ]
-        return self._last.submit(_over_clips, [one.result() for one in passes]).result()
+        layers = self._last.submit(_over_clips, [one.result() for one in passes]).result()
+        for name, values in layers.items():
+            if not np.isfinite(values).all():
+                reason = f"{name} holds numbers that are not finite: the weights are too large for {self.options.dtype}"
+                raise VideoReadError(reason, "unexpected")
+        return layers
 
 
 def _ready(model: StreamModel, dtype: DType, device: torch.device) -> StreamModel:

@@ -29,7 +29,7 @@ FORMAT, FORMAT_VERSION = "tvnet-features", 1
 HDF5_VERSION = "v108"  # of the file's own tables: everything since 2008 reads it, and they carry checksums
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PORTION_BYTES = 2**25  # of rows that are copied or checked at once
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # dataset: (description, unit)
 DATASETS = {
@@ -133,6 +133,18 @@ def read_contents(path: Path) -> Contents:
             failures,
             "checksum" in file,
         )
+
+
+def require_replaceable(path: Path) -> None:
+    """That nothing but a feature file, damaged perhaps, is lost if another takes its place.
+
+    Raises
+    ------
+    FeatureFileError
+    """
+    if path.exists() and not (path.is_file() and path.stat().st_size == 0):
+        with suppress(DamagedError):
+            read_contents(path)
 
 
 def read_rows(contents: Contents, videos: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
@@ -286,22 +298,26 @@ def named(names: Sequence[str], most: int = 3) -> str:
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
     """A feature file, open; what goes wrong in reading it has a clear name."""
+    if path.exists() and not path.is_file():  # to open a pipe is to wait
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise FeatureFileError(f"{path} is not a feature file but {kind}: choose another file")
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             if file.attrs.get("format") != FORMAT:
-                raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features: choose another output")
+                raise FeatureFileError(
+                    f"{path} is an HDF5 file, but not of tvnet features: choose another file, or move it away"
+                )
             if file.attrs["format_version"] != FORMAT_VERSION:
                 raise FeatureFileError(
                     f"{path} has format version {file.attrs['format_version']}, this program knows {FORMAT_VERSION}"
                 )
             yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+    except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if _begins_as_hdf5(path):
             raise DamagedError(path, reason) from error
-        reason = "it is a folder" if path.is_dir() else reason
         raise FeatureFileError(
-            f"{path} is not a readable feature file ({reason}): choose another output, or move it away"
+            f"{path} is not a readable feature file ({reason}): choose another file, or move it away"
         ) from error
 
 
@@ -404,6 +420,8 @@ def _replacing(path: Path, new: Path | None = None) -> Iterator[_NewFile]:
         new.replace(path)
         sync_folder(path.parent)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise DiskFullError(f"{path}: File too large for the limit of the system (ulimit -f)") from error
         if error.errno in DISK_IS_FULL:
             raise DiskFullError(_disk_full(path.parent, str(error.strerror))) from error
         raise

@@ -18,6 +18,8 @@ from tvnet_cli.errors import FeatureFileError
 
 NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network disks
 SECONDS_BETWEEN_TRIES = 0.5
+PARTS = ".parts"
+OVERWRITES = "overwrites"  # an empty file among the parts: they are to replace the feature file, not to be added to it
 
 
 @contextmanager
@@ -49,6 +51,8 @@ def locked(
         That says who is at work.
     """
     folder = parts_folder(output)
+    if output.is_dir():
+        raise FeatureFileError(f"{output} is a folder: name a file in it")
     lock = _acquired(output, folder, wait, stop or threading.Event(), note)
     holder = folder / "holder.json"
     try:
@@ -65,7 +69,14 @@ def locked(
 
 def parts_folder(output: Path) -> Path:
     """Where finished rows wait until they are packed."""
-    return output.with_name(output.name + ".parts")
+    if not output.name:
+        raise FeatureFileError(f"{output} is a folder: name a file in it")
+    return output.with_name(output.name + PARTS)
+
+
+def behind_links(output: Path) -> Path:
+    """The file itself: a link to it stays one, and all its names lead to one lock."""
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
 def _acquired(
@@ -74,7 +85,10 @@ def _acquired(
     kind: type[BaseFileLock] = FileLock
     told = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise FeatureFileError(f"{folder} is in the way, where finished videos are to wait: move it away") from None
         name = "lock" if kind is FileLock else "lock.file"
         lock = kind(folder / name, thread_local=False, fallback_to_soft=False)
         try:

@@ -6,8 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tvnet_cli.errors import FeatureFileError
-from tvnet_cli.features.format import Contents, RowProgress, join, named, read_contents, read_rows
-from tvnet_cli.features.lock import locked, parts_folder
+from tvnet_cli.features.format import (
+    Contents,
+    RowProgress,
+    join,
+    named,
+    read_contents,
+    read_rows,
+    require_replaceable,
+)
+from tvnet_cli.features.lock import OVERWRITES, behind_links, locked, parts_folder
 from tvnet_cli.features.shards import missing_shards
 from tvnet_cli.recipe import first_difference
 
@@ -48,8 +56,10 @@ def merge_features(
         If rows do not fit their checksums.
     DiskFullError
     """
+    output = behind_links(output)
     if output.exists() and not overwrite:
         raise FeatureFileError(f"{output} is there already: choose another output, or --overwrite")
+    require_replaceable(output)
     sources = [read_contents(path) for path in _files(paths)]
     if not sources:
         raise FeatureFileError(f"nothing to merge in {', '.join(map(str, paths))}")
@@ -65,7 +75,13 @@ def merge_features(
     if missing:
         note(f"not among the files: shard {named(missing)}")
     with locked(output) as parts:
+        if {path.resolve() for path in parts.glob("*.h5")} - {source.path.resolve() for source in sources}:
+            raise FeatureFileError(
+                f"the run that writes {output} has not ended: give its command again, choose another output, or delete "
+                f"{parts} to do without what it has finished"
+            )
         join(output, first.recipe, sources, progress, parts / "merged.new")
+        (parts / OVERWRITES).unlink(missing_ok=True)  # whose rows, if there are any, are in the new file now
     return read_contents(output)
 
 
@@ -74,10 +90,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     given = {path.resolve() for path in paths}
     for path in paths:
-        waiting = sorted(parts_folder(path).glob("*.h5"))
-        if waiting and parts_folder(path).resolve() not in given:
+        parts = parts_folder(behind_links(path))
+        if any(parts.glob("*.h5")) and parts.resolve() not in given:
             raise FeatureFileError(
-                f"the run that writes {path} has not ended: give its command again, or name {parts_folder(path)} too, "
+                f"the run that writes {path} has not ended: give its command again, or name {parts} too, "
                 "to merge what it has finished"
             )
         files += sorted(path.glob("*.h5")) if path.is_dir() else [path]

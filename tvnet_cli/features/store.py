@@ -9,7 +9,6 @@ run, the feature file opens, holds whole rows only, and no finished video is los
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 import threading
@@ -30,17 +29,17 @@ from tvnet_cli.features.format import (
     named,
     read_contents,
     read_rows,
+    require_replaceable,
     sync_folder,
     write_failures,
     write_row,
 )
-from tvnet_cli.features.lock import locked, parts_folder
+from tvnet_cli.features.lock import OVERWRITES, behind_links, locked, parts_folder
 from tvnet_cli.recipe import Recipe, first_difference
 
 BUNDLE_FILES = 64  # parts of one video that become one file
 QUICK_BYTES = 2**29  # an interrupted run packs no more than this
 DAMAGED, NEW = ".damaged", ".new"
-OVERWRITES = "overwrites"  # an empty file
 NUMBERED = re.compile(r"\d{9}\.h5")
 
 
@@ -102,8 +101,7 @@ class FeatureStore:
         note: Callable[[str], None] = lambda line: None,
         progress: RowProgress = lambda done, total: None,
     ) -> None:
-        # A link stays one, and all names of a file lead to one lock.
-        self.output = Path(os.path.realpath(output)) if output.is_symlink() else output
+        self.output = behind_links(output)
         self.parts = parts_folder(self.output)
         self.recipe, self.overwrite = recipe, overwrite
         self.failures: dict[str, Failure] = {}
@@ -121,6 +119,8 @@ class FeatureStore:
             held.enter_context(locked(self.output, wait=self._wait, stop=self._stop, note=self._note))
             for leftover in self.parts.glob("*" + NEW):
                 leftover.unlink()
+            if self.overwrite:
+                require_replaceable(self.output)
             self._find_rows()
             self._held = held.pop_all()
         return self
@@ -240,6 +240,9 @@ class FeatureStore:
             sync_folder(self.parts)
         elif self._overwriting:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
+        else:  # one that finished nothing leaves a mark that the rows of this run must not bear
+            self._marker.unlink(missing_ok=True)
+            sync_folder(self.parts)
         self._done, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
         self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
         known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]
@@ -317,7 +320,10 @@ def already_there(output: Path, recipe: Recipe, overwrite: bool = False) -> tupl
     FeatureFileError
         As a ``FeatureStore`` of the same arguments.
     """
-    folder, parts = parts_folder(Path(os.path.realpath(output))), []
+    output = behind_links(output)
+    folder, parts = parts_folder(output), []
+    if overwrite:
+        require_replaceable(output)
     for path in sorted(folder.glob("*.h5")):
         with suppress(FeatureFileError):  # a run sets it aside
             parts.append(read_contents(path))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvnet_cli.errors import DamagedError, FeatureFileError
 from tvnet_cli.features.format import Contents, RowProgress, join, named, read_contents, read_rows, sync_folder
-from tvnet_cli.features.lock import locked, parts_folder
+from tvnet_cli.features.lock import PARTS, behind_links, locked, parts_folder
 
 UNIT_NORM = 1e-3  # how far the L2 norm of features may be from 1
 MAY_BE_NAN = {"pts_seconds"}
@@ -33,8 +33,8 @@ class Findings:
         Of the file as a whole.
     num_waiting : int
         Finished videos in ``<path>.parts``, which the next run packs.
-    set_aside : Path or None
-        Where a repair put the damaged file.
+    set_aside : tuple of Path
+        Where a repair put what is damaged: the file, and those that wait beside it.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Findings:
     wrong_rows: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     num_waiting: int = 0
-    set_aside: Path | None = None
+    set_aside: tuple[Path, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -53,8 +53,8 @@ class Findings:
 
     def summary(self) -> dict[str, Any]:
         """The findings as plain values, ready for JSON."""
-        found = {"path": str(self.path), "good": self.good, **vars(self)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+        paths = {"path": str(self.path), "set_aside": [str(path) for path in self.set_aside]}
+        return {"good": self.good, **vars(self), **paths}
 
     def lines(self) -> list[str]:
         """The findings as text."""
@@ -64,8 +64,8 @@ class Findings:
         bad = [f"{self.path}: {what}" for what in self.problems]
         bad += [f"{self.path}: {video_id}: {what}" for video_id, what in self.wrong_rows.items()]
         end = [f"{'good' if self.good else 'bad '}  {self.path}: {', '.join(counts)}"]
-        if self.set_aside:
-            end += [f"the damaged file is now {self.set_aside}; the command that made it does what is missing"]
+        aside = "the damaged file is now {}; the command that made it does what is missing"
+        end += [aside.format(path) for path in self.set_aside]
         return [*bad, *end]
 
 
@@ -84,11 +84,9 @@ def verify_features(path: Path, progress: RowProgress = lambda done, total: None
     FeatureFileError
         If there is no such file.
     """
-    parts = path if path.is_dir() else parts_folder(path)
+    output, parts = _file_and_parts(path)
     waiting = [found for part in sorted(parts.glob("*.h5")) if (found := _verify_part(part))]
-    if not path.is_file() and not waiting:
-        raise FeatureFileError(f"there is no feature file {path}, nor finished videos in {parts}")
-    found = _verify_file(path, progress) if path.is_file() else Findings(path)
+    found = _verify_file(output, progress) if output.exists() and not path.is_dir() else Findings(path)
     return replace(
         found,
         has_checksums=found.has_checksums and all(part.has_checksums for part in waiting),
@@ -114,24 +112,43 @@ def repair_features(path: Path, progress: RowProgress = lambda done, total: None
         If there is no such file.
     DiskFullError
     """
-    with locked(path) as parts:
-        found = _verify_file(path, progress)
-        if found.good:
-            return found
-        aside = _free_name(path)
-        try:
-            contents = read_contents(path)
-        except DamagedError:
-            path.replace(aside)
-            return replace(found, set_aside=aside)
-        good = {video_id: row for video_id, row in contents.rows.items() if video_id not in found.wrong_rows}
-        # Among the parts it counts whatever comes between.
-        repaired = parts / "repaired.h5"
-        join(repaired, contents.recipe, [replace(contents, rows=good)], progress)
+    output, parts = _file_and_parts(path)
+    with locked(output):
+        findings = verify_features(path, progress)
+        set_aside = []
+        for one in [output, *sorted(parts.glob("*.h5"))]:
+            found = _verify_part(one)
+            if found and not found.good:
+                set_aside.append(_put_aside(found, parts / "repaired.h5", progress))
+        return replace(findings, set_aside=tuple(set_aside))
+
+
+def _put_aside(found: Findings, repaired: Path, progress: RowProgress) -> Path:
+    """Put a damaged file aside, and its good rows, if it can be read, in its place."""
+    path, aside = found.path, _free_name(found.path)
+    try:
+        contents = read_contents(path)
+    except FeatureFileError:
         path.replace(aside)
-        repaired.replace(path)
-        sync_folder(path.parent)
-        return replace(found, set_aside=aside)
+        return aside
+    good = {video_id: row for video_id, row in contents.rows.items() if video_id not in found.wrong_rows}
+    # Among the parts it counts whatever comes between.
+    join(repaired, contents.recipe, [replace(contents, rows=good)], progress)
+    path.replace(aside)
+    repaired.replace(path)
+    sync_folder(path.parent)
+    return aside
+
+
+def _file_and_parts(path: Path) -> tuple[Path, Path]:
+    """A feature file and the folder of its parts, one of which was given; at least one of them is there."""
+    if path.is_dir() and not path.name.endswith(PARTS):
+        raise FeatureFileError(f"{path} is a folder: name feature files, or the folder {PARTS} of one")
+    output = path.with_name(path.name.removesuffix(PARTS)) if path.is_dir() else behind_links(path)
+    parts = parts_folder(output)
+    if not output.exists() and not any(parts.glob("*.h5")):
+        raise FeatureFileError(f"there is no feature file {output}, nor finished videos in {parts}")
+    return output, parts
 
 
 def _verify_file(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
