@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import h5py
 import numpy as np
+import one_clip
 import pytest
 from click.testing import CliRunner, Result
 from feature_files import assert_same_content
@@ -362,6 +363,20 @@ def test_who_reads_no_more_gets_no_message():
     command = f"{sys.executable} -m tvnet_cli weights list | head -c 1; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, cwd=REPOSITORY)
     assert (ended.returncode, ended.stderr) in {(1, ""), (0, "")}  # 0: all of it was written by then
+
+
+def test_a_disk_full_of_what_is_said_stops_no_run(films, tmp_path):
+    command = (
+        f"{sys.executable} {one_clip.__file__} features {films} -o {tmp_path}/f.h5 --weights untrained 2> /dev/full"
+    )
+    assert (
+        subprocess.run(
+            ["bash", "-c", command], check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ).returncode
+        == 0
+    )
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert len(file["video_id"]) == 2
 
 
 def test_an_error_nobody_thought_of_is_one_line_too(films, monkeypatch):

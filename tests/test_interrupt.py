@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tvnet_cli.interrupt import interruptible
+from tvnet_cli.interrupt import interruptible, nothing_begun
 
 # Whoever runs the tests in the background may have Ctrl-C ignored, which programs inherit.
 WORK = """
@@ -69,3 +69,20 @@ def test_in_another_thread_it_is_an_event_that_nothing_sets():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_where_nothing_has_begun_the_first_ends_the_process_on_the_spot():
+    work = (
+        "import time\nfrom tvnet_cli.interrupt import nothing_begun\nwith nothing_begun():\n"
+        "    print('ready', flush=True)\n    try:\n        time.sleep(60)\n"
+        "    finally:\n        print('amid an import', flush=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(), process.stdout.read()) == (130, "")
+    before = signal.getsignal(signal.SIGINT)
+    with nothing_begun():
+        pass
+    assert signal.getsignal(signal.SIGINT) == before

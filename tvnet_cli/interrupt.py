@@ -48,3 +48,16 @@ def interruptible(hard: bool = False) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def nothing_begun() -> Iterator[None]:
+    """Inside it Ctrl-C ends the process on the spot: an exception amid the imports of a large library can break it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_CODE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

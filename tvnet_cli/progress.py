@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -75,7 +76,8 @@ class _Screen:
 
     def _say(self, line: str, always: bool = False) -> None:
         if always or not self.quiet:
-            self.console.print(line)
+            with suppress(OSError):  # a disk full of what is said stops no run
+                self.console.print(line)
 
 
 class VideoProgress(_Screen):

@@ -7,7 +7,7 @@ import pytest
 from films import without_privileges
 
 from tvnet_cli.errors import DatasetError
-from tvnet_cli.video.files import find_videos
+from tvnet_cli.video.files import find_sources, find_videos
 
 
 def touch(*paths: Path) -> None:
@@ -94,3 +94,11 @@ def test_no_two_names_of_a_folder_have_one_id(tmp_path):
         pytest.skip("this file system takes UTF-8 names only")
     assert len(ids(tmp_path)) == len(names)
     assert {r"a\b.mp4", r"a\x41.mp4", r"caf\xe9.mp4"} <= set(ids(tmp_path))
+
+
+def test_a_folder_without_videos_beside_others_is_named(tmp_path):
+    touch(tmp_path / "full" / "a.mp4")
+    (tmp_path / "empty").mkdir()
+    notes: list[str] = []
+    assert len(find_sources([tmp_path / "full", tmp_path / "empty"], notes.append)) == 1
+    assert notes == [f"no videos in {tmp_path / 'empty'}"]

@@ -24,8 +24,9 @@ from tvnet_cli.commands.common import (
     with_clear_errors,
     with_log,
 )
-from tvnet_cli.errors import DatasetError
+from tvnet_cli.errors import DatasetError, printable
 from tvnet_cli.features.shards import Shard, parse_shard, shard_of_this_job
+from tvnet_cli.interrupt import interruptible, nothing_begun
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -170,7 +171,7 @@ def features(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
-    videos = find_sources(places)
+    videos = find_sources(places, note=lambda line: click.echo(f"note {printable(line)}", err=True))
     shard, said_by = _shard(shard_name)
     if said_by:
         whole, videos = len(videos), [video for video in videos if shard.holds(video.video_id)]
@@ -178,15 +179,14 @@ def features(
         said = f"shard {shard} ({said_by}): {len(videos)} of {whole} videos, into {output}; --shard 0/1 takes all"
         click.echo(said, err=True)
 
-    # From here on torch is needed; --help answers without it.
-    from tvnet_cli.aslan.progress import StageProgress
-    from tvnet_cli.device import choose_devices
-    from tvnet_cli.features.extract import extract_features
-    from tvnet_cli.features.extractor import Extractor, recipe
-    from tvnet_cli.features.plan import plan_run
-    from tvnet_cli.interrupt import interruptible
-    from tvnet_cli.network.weights import load_models
-    from tvnet_cli.progress import VideoProgress
+    with nothing_begun():  # from here on torch is needed; --help answers without it
+        from tvnet_cli.aslan.progress import StageProgress
+        from tvnet_cli.device import choose_devices
+        from tvnet_cli.features.extract import extract_features
+        from tvnet_cli.features.extractor import Extractor, recipe
+        from tvnet_cli.features.plan import plan_run
+        from tvnet_cli.network.weights import load_models
+        from tvnet_cli.progress import VideoProgress
 
     if ray and device not in ("auto", "cpu", "cuda"):
         raise click.BadParameter(f"with --ray it is auto, cpu or cuda, not {device}", param_hint="--device")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -68,7 +69,9 @@ def find_videos(paths: Iterable[Path]) -> list[Video]:
     return _by_id((video for path in paths for video in _videos(path)), paths)
 
 
-def find_sources(places: Sequence[Path | str]) -> list[Video | RemoteVideo]:
+def find_sources(
+    places: Sequence[Path | str], note: Callable[[str], None] = lambda line: None
+) -> list[Video | RemoteVideo]:
     """All videos in folders, among files, and elsewhere, sorted by id.
 
     Parameters
@@ -77,6 +80,8 @@ def find_sources(places: Sequence[Path | str]) -> list[Video | RemoteVideo]:
         Paths are those of ``find_videos``; text is an address, such as ``s3://bucket/films``. Where the way there knows
         folders, that of one gives its files by the rules for folders. Any other is that of a film; its id is its
         last part, without what follows ``?``.
+    note : callable
+        Is told of folders in which there is nothing, beside others.
 
     Returns
     -------
@@ -90,8 +95,13 @@ def find_sources(places: Sequence[Path | str]) -> list[Video | RemoteVideo]:
     ways = {url_way(place): place for place in places if isinstance(place, str)}
     for url in ways.values():
         require_way(url)
-    found = (video for place in places for video in (_videos(place) if isinstance(place, Path) else _elsewhere(place)))
-    return _by_id(found, places)
+    found: dict[Path | str, list[Video | RemoteVideo]] = {
+        place: [*(_videos(place) if isinstance(place, Path) else _elsewhere(place))] for place in places
+    }
+    for place, videos in found.items():
+        if not videos and any(found.values()):
+            note(f"no videos in {_named(place)}")
+    return _by_id(chain.from_iterable(found.values()), places)
 
 
 def _by_id(videos: Iterable[AnyVideo], looked_in: Iterable[Path | str]) -> list[AnyVideo]:
