@@ -213,6 +213,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
+        ("--seed 99999999999999999999", 2, "seed"),
         ("--steps 0", 2, "steps must be at least 1"),
         ("--crop 8", 2, "crop must be at least 16 pixels"),
         ("--learning-rate -1", 2, "learning_rate must be a positive number"),
@@ -229,6 +230,27 @@ def test_each_mistake_has_one_clear_line(tmp_path, arguments, exit_code, message
     assert result.exit_code == exit_code, result.output
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("unknown", [np.nan, 1e10])
+def test_pairs_of_which_nothing_is_known_are_not_trained_on_but_named(tmp_path, unknown):
+    pair = drawn_pair(0, 0, 40)
+    write_pair(tmp_path / "pairs" / "0", pair._replace(truth=np.full_like(pair.truth, unknown)))
+    result = tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert "0/flow10.flo: no vector in it is known" in result.stderr
+    assert not (tmp_path / "out" / "tvnet.safetensors").exists()
+
+
+def test_a_crop_larger_than_pairs_is_said(tmp_path):
+    for index, side in enumerate((40, 64)):
+        write_pair(tmp_path / "pairs" / str(index), drawn_pair(0, index, side))
+    result = tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL, "--crop", 50)
+    assert result.exit_code == 0
+    assert (
+        "note 1 of 2 pairs are smaller than the crop of 50 pixels; crops of batches with them are too" in result.stderr
+    )
+    assert "smaller" not in tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL, "--overwrite").stderr
 
 
 def test_pairs_of_which_nothing_is_known_are_named(tmp_path):

@@ -475,8 +475,12 @@ def motion(
     # From here on torch is needed; --help answers without it.
     from tvnet_cli.device import choose_device
     from tvnet_cli.progress import TrainingProgress
-    from tvnet_cli.training.pretrain import train_motion, write_motion_result
+    from tvnet_cli.training.pretrain import classes_without, train_motion, write_motion_result
 
+    try:
+        classes_without(options.held_out)
+    except ValueError as error:
+        raise click.UsageError(f"--held-out: {error}") from None
     chosen = choose_device(device)
     log.started(device=str(chosen), output=str(output), options=dataclasses.asdict(options))
     with TrainingProgress(options.num_steps, quiet) as progress:
