@@ -348,7 +348,7 @@ def _parse_stages(
 _PRETRAIN_OPTIONS = [
     click.option(
         "--seed",
-        type=click.IntRange(0),
+        type=int,
         default=PretrainOptions.seed,
         show_default=True,
         help="Of the clips, and of the network before training.",
