@@ -124,7 +124,7 @@ _ACTION_OPTIONS = [
 @click.argument("data", type=PATH)
 @click.option("-o", "--output", type=PATH, default="actions", show_default=True, help="Folder of all that is written.")
 @click.option("--splits", type=PATH, metavar="DIR", help="Folder of the official lists.  [default: in DATA]")
-@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
+@click.option("--split", type=click.IntRange(1, 3), help="Which official split.  [default: 1]")
 @click.option(
     "--validation-share",
     type=click.FloatRange(0, 1, max_open=True),
@@ -149,7 +149,7 @@ def actions(
     data: Path,
     output: Path,
     splits: Path | None,
-    split: int,
+    split: int | None,
     validation_share: float,
     preset: str | None,
     weights: str | None,
