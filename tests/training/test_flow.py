@@ -15,7 +15,7 @@ from flow_pairs import write_pair
 from PIL import Image
 
 from tvnet_cli.cli import main
-from tvnet_cli.errors import DatasetError, TrainingError
+from tvnet_cli.errors import DatasetError, DiskFullError, TrainingError
 from tvnet_cli.flow.accuracy import endpoint_error
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.cards import read_card
@@ -161,6 +161,14 @@ def test_the_weights_give_the_same_flow_again(tmp_path):
     assert card.training["steps"] == 4
     with Image.open(tmp_path / "flow.png") as picture:
         assert picture.size == (4 * 48, 48)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_picture_on_a_full_disk_is_named(tmp_path):
+    source = open_source([], 0, SHORT.crop)
+    (tmp_path / "flow.png").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"cannot write .*flow.png: No space left on device"):
+        training.write_result(tmp_path, TVNet.from_options(SCHEDULE), SCHEDULE, source, SHORT, [])
 
 
 def tvnet(*arguments: object):

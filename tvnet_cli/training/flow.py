@@ -22,7 +22,7 @@ from tvnet_cli.network.weights import TVNET_PREFIX, write_weights
 from tvnet_cli.options import FlowTrainingOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import software
 from tvnet_cli.training.drawn import drawn_pair
-from tvnet_cli.training.loop import Pace, Report, cosine, fit
+from tvnet_cli.training.loop import Pace, Report, cosine, fit, naming_full_disk
 from tvnet_cli.training.losses import endpoint_error, flow_loss
 from tvnet_cli.training.pairs import KnownPair, PairFiles, read_pair, stack
 from tvnet_cli.training.sources import PairSource
@@ -287,7 +287,8 @@ def write_result(
         flows.insert(0, pair.truth)
     scale = max(longest(flows[0]), 1.0)
     tiles = [pair.first, *(flow_to_colour(flow, scale) for flow in flows)]
-    Image.fromarray(np.concatenate(tiles, 1)).save(folder / PICTURE)
+    with naming_full_disk(folder / PICTURE):
+        Image.fromarray(np.concatenate(tiles, 1)).save(folder / PICTURE)
 
 
 @torch.inference_mode()
