@@ -42,6 +42,8 @@ MOST_VIDEOS_SHOWN = 3000  # by it; the time of t-SNE and the size of the page gr
 MAX_SMOOTHING = 10  # pixels
 MAX_OCTAVE_SCALE = 4  # the canvas of gradient ascent grows to this by an octave
 MAX_UPDATES = 1_000_000  # of all scales, warps and iterations: the preset tv-l1 has 3,000
+MAX_SEED = 2**32 - 1  # with the number of a step it still fits the 64 bits that torch takes
+MAX_CLIP_SIDE = 1030  # pixels, of drawn clips
 MIN_FRAME_SIDE = 16  # pixels, of the frames that the solver takes
 MAX_FRAME_PIXELS = 1 << 26  # 8192 x 8192; what declares more is taken for an attack
 MIN_DECODER_MEMORY = 256  # MiB
@@ -54,6 +56,7 @@ Rule = tuple[str, Callable[[float], bool]]
 COUNT: Rule = ("at least 1", lambda value: value >= 1)
 POSITIVE: Rule = ("a positive number", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE: Rule = ("0 or more", lambda value: 0 <= value < math.inf)
+SEED: Rule = (f"0 to {MAX_SEED}", lambda value: 0 <= value <= MAX_SEED)
 SHARE: Rule = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
 
 
@@ -371,7 +374,7 @@ class ActionOptions:
             raise ValueError(f"a crop of {self.size} pixels does not fit a short side of {self.short_side}")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             raise ValueError(f"crop_scales are shares of the short side, between 0 and 1, not {self.crop_scales}")
-        _require(self, NOT_NEGATIVE, "seed")
+        _require(self, SEED, "seed")
 
     @property
     def clip_length(self) -> int:
@@ -461,9 +464,17 @@ class Stage:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1:
             raise ValueError("steps and clips must be at least 1")
-        if self.size < 95 or not suits_network(self.size):
+        if not 95 <= self.size <= MAX_CLIP_SIDE or not suits_network(self.size):
             raise ValueError(
-                f"clips of {self.size} pixels do not suit BN-Inception: 95 to 102, 127 to 134, ... 223 to 230"
+                f"clips of {self.size} pixels do not suit BN-Inception: 95 to 102, 127 to 134, ... 223 to 230, ... "
+                f"{MAX_CLIP_SIDE - 7} to {MAX_CLIP_SIDE}"
+            )
+        if self.steps > MAX_UPDATES:
+            raise ValueError(f"steps must be at most {MAX_UPDATES:,}, not {self.steps:,}")
+        if self.batch_size * self.size**2 > MAX_FRAME_PIXELS:
+            raise ValueError(
+                f"{self.batch_size:,} clips of {self.size} pixels are too much for one step: at most "
+                f"{MAX_FRAME_PIXELS // self.size**2:,}"
             )
 
     def __str__(self) -> str:
@@ -531,7 +542,8 @@ class PretrainOptions:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         _require(self, POSITIVE, "learning_rate flow_learning_rate")
-        _require(self, NOT_NEGATIVE, "weight_decay clip_norm direction_weight flow_weight validate_every seed")
+        _require(self, NOT_NEGATIVE, "weight_decay clip_norm direction_weight flow_weight validate_every")
+        _require(self, SEED, "seed")
         _require(self, SHARE, "dropout label_smoothing")
 
     @property
@@ -589,7 +601,8 @@ class FlowTrainingOptions:
         if self.crop < MIN_FRAME_SIDE:
             raise ValueError(f"crop must be at least {MIN_FRAME_SIDE} pixels, not {self.crop}")
         _require(self, POSITIVE, "learning_rate data_weight")
-        _require(self, NOT_NEGATIVE, "clip_norm validate_every seed")
+        _require(self, NOT_NEGATIVE, "clip_norm validate_every")
+        _require(self, SEED, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -663,7 +676,8 @@ class DrawOptions:
         if not self.octaves:
             raise ValueError("a gradient ascent needs an octave")
         _require(self, SHARE, "leak")
-        _require(self, NOT_NEGATIVE, "noise seed")
+        _require(self, NOT_NEGATIVE, "noise")
+        _require(self, SEED, "seed")
         if self.background is not None and not 0 <= self.background <= 255:
             raise ValueError(f"background must be a grey level of 0 to 255, not {self.background:g}")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -285,17 +287,26 @@ def test_a_hostile_pickle_is_not_executed_unless_it_is_allowed(flow, file, tmp_p
     assert made.exists()
 
 
+def odd_archive() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("hello.txt", "world")
+    return content.getvalue()
+
+
 def test_what_cannot_be_read_is_one_clear_line(flow, file):
     torch.save({"state_dict": {"fc.weight": flow["fc.weight"]}}, file)
     whole = file.read_bytes()
     contents = {
-        whole[:-100]: "cannot read",
-        whole[:1000]: "cannot read",
+        whole[:-100]: "cannot read .*: it is damaged, or no file of a known format$",
+        whole[:1000]: "cannot read .*: it is damaged, or no file of a known format$",
+        odd_archive(): "cannot read .*: it is damaged, or no file of a known format$",
         b"": "is empty",
         b"\n<!DOCTYPE html><html>": "is a web page",
         b"version https://git-lfs.github.com/spec/v1\n": "pointer of Git LFS",
         b"\x80\x02nothing": "cannot read",
-        pickle.dumps([1, 2]): "cannot read",
+        pickle.dumps([1, 2]): "cannot read .*: it is damaged, or no file of a known format$",
+        pickle.dumps([1, 2], 4): "cannot read .*: it is damaged, or no file of a known format$",
         b"\x04\0\0\0\0\0\0\0{}  ": "damaged safetensors file|none of the 414",
         b"hello, world": "neither PyTorch nor safetensors, and as a Caffe model",
     }
@@ -376,9 +387,21 @@ def test_values_that_only_a_variance_has_prove_it(flow, value):
         converted(flow, "Caffe", bn_statistics="inverse-std")
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "untrained", "a.safetensors", "-x", "with space"])
-def test_names_that_are_no_names_are_refused(file, name):
-    with pytest.raises(WeightsError, match="weights cannot be called"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "take letters, digits"),
+        ("../up", "take letters, digits"),
+        ("a/b", "take letters, digits"),
+        ("with space", "take letters, digits"),
+        ("-x", "begin with a letter or a digit"),
+        (".hidden", "begin with a letter or a digit"),
+        ("untrained", "--weights untrained is a seeded random network"),
+        ("a.safetensors", "--weights would take it for a file: leave out .safetensors"),
+    ],
+)
+def test_names_that_are_no_names_are_refused(file, name, reason):
+    with pytest.raises(WeightsError, match=f"weights cannot be called {name!r}: {reason}"):
         import_weights(file, name)
 
 

@@ -132,7 +132,10 @@ def test_tensors_that_are_not_the_network_are_refused_by_name(tmp_path, change, 
         ({"stream": "sound"}, "stream is 'sound', expected flow or rgb"),
         ({"architecture": "resnet"}, "architecture is 'resnet'"),
         ({"extra": "[tvnet]\nnum_iterations = 0"}, "num_iterations must be at least 1"),
-        ({"extra": "[tvnet]\nspeed = 0"}, "speed"),
+        ({"extra": "[tvnet]\nspeed = 0"}, r"mine.toml: unknown entry 'speed' in \[tvnet\]$"),
+        ({"extra": "[tvnet]\ntau = 'a'"}, r"mine.toml: tau in \[tvnet\] should be a number, not 'a'$"),
+        ({"extra": "[tvnet]\ntau = true"}, r"mine.toml: tau in \[tvnet\] should be a number, not True$"),
+        ({"extra": "[tvnet]\nnum_warps = 1.5"}, r"num_warps in \[tvnet\] should be a whole number, not 1.5$"),
         ({"extra": "[[training]]"}, "training is missing or not a table"),
         ({"extra": "[more]\nx = 1"}, "unknown entry 'more'"),
         ({"extra": "]"}, "cannot read the card"),
@@ -147,7 +150,12 @@ def test_a_card_that_lacks_or_confuses_something_is_refused(tmp_path, changes, m
 
 
 @pytest.mark.parametrize(
-    ("entries", "message"), [("scale = 1", "clip_pixels"), (FLOW_INPUT.replace("inter", "over"), "order in")]
+    ("entries", "message"),
+    [
+        ("scale = 1", r"clip_pixels is missing in \[input\]"),
+        (FLOW_INPUT.replace("6.375", "'a'"), r"scale in \[input\] should be a number, not 'a'"),
+        (FLOW_INPUT.replace("inter", "over"), "order in"),
+    ],
 )
 def test_an_input_table_must_be_whole(tmp_path, entries, message):
     path = tmp_path / "mine.safetensors"
@@ -156,6 +164,15 @@ def test_an_input_table_must_be_whole(tmp_path, entries, message):
     card = path.with_suffix(".toml")
     card.write_text(card.read_text().replace(FLOW_INPUT, entries))
     with pytest.raises(WeightsError, match=message):
+        read_card(card)
+
+
+def test_the_means_of_a_card_are_numbers(tmp_path):
+    card = tmp_path / "mine.toml"
+    card.with_suffix(".safetensors").touch()
+    write_card(card, "rgb")
+    card.write_text(card.read_text().replace("104", "'a'"))
+    with pytest.raises(WeightsError, match=r"mine.toml: mean in \[input\] should be a list of numbers, not \['a', 117"):
         read_card(card)
 
 

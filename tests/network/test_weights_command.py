@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_fetch_downloads_and_imports(checkpoint, cache_folder, monkeypatch):
     assert len(asked) == 1
     assert weights("fetch", "tsn-ucf101-flow", "--name", "other", "--licence", "MIT", "-q").output == ""
     assert 'licence = "MIT"' in weights("show", "other").stdout
+
+
+def test_a_published_name_for_a_file_of_ones_own_is_said(checkpoint):
+    said = "note tsn-ucf101-rgb is also the name of published weights; this file was not compared with theirs"
+    assert said in weights("import", checkpoint, "--name", "tsn-ucf101-rgb").stderr
+    assert "also the name" not in weights("import", checkpoint, "--name", "my-own").stderr
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line_without_warnings(tmp_path):
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(print))
+    tvnet = [sys.executable, "-m", "tvnet_cli", "weights", "import", str(tmp_path / "evil.pkl"), "--name", "mine"]
+    found = subprocess.run(tvnet, check=False, capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1
+    assert "evil.pkl: it is damaged, or no file of a known format" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(dataset
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
 
 
+def test_a_validation_that_is_no_number_stops_the_command_too(films, tmp_path):
+    result = run(films, tmp_path, "--iterations", "1", "--learning-rate", "1e20", "--clip-norm", "1e9")
+    assert result.exit_code == 1
+    assert "Error: step 1: validation_loss is nan; the last checkpoint is kept" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
 def test_learning_rates_fall_at_the_milestones(dataset, tmp_path):
     options = replace(SMALL, stream="rgb", milestones=(1, 2), num_iterations=3, batch_size=1)
     train_actions(dataset, tmp_path, options)

@@ -86,9 +86,22 @@ def test_what_cannot_be_read_is_named(videos, pool, tmp_path):
     broken = LabelledVideo("b.avi", tmp_path / "b.avi", 0)
     broken.path.write_bytes(b"no film")
     refuse_unreadable(videos, pool)
-    with pytest.raises(DatasetError, match=r"1 of 9 videos cannot be read, the first: .*b.avi: cannot open"):
+    with pytest.raises(DatasetError, match=r"1 of 9 videos cannot be read: .*b.avi: cannot open"):
         refuse_unreadable([*videos, broken], pool)
     with pytest.raises(VideoReadError, match=r"b.avi: cannot open"):
         TrainingClips([broken], OPTIONS, pool)(0)
     with pytest.raises(VideoReadError, match=r"b.avi: cannot open"):
         validation_clips(broken, OPTIONS)
+
+
+def test_all_videos_that_cannot_be_read_are_named_ten_of_many(tmp_path, pool):
+    broken = []
+    for number in range(12):
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(b"no film")
+        broken.append(LabelledVideo(path.name, path, 0))
+    with pytest.raises(DatasetError, match=r"2 of 2 videos cannot be read: .*/0\.mp4: .*; .*/1\.mp4: [^;]*$"):
+        refuse_unreadable(broken[:2], pool)
+    with pytest.raises(DatasetError, match=r"12 of 12 videos cannot be read: .*/9\.mp4: .*; and 2 more$") as caught:
+        refuse_unreadable(broken, pool)
+    assert "10.mp4" not in str(caught.value)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
-from tvnet_cli.training.confusion import RIGHT, WRONG, accuracy, class_table, confusion_picture
+from tvnet_cli.errors import DiskFullError
+from tvnet_cli.training.confusion import RIGHT, WRONG, accuracy, class_table, confusion_picture, write_confusion
 
 CLASSES = ("run", "walk & talk", "still")
 CONFUSION = np.array([[3, 1, 0], [2, 0, 1], [0, 0, 0]])
@@ -42,3 +45,11 @@ def test_the_picture_shows_each_count_in_its_cell():
     assert right[0] < wrong[0]
     assert (right[2], wrong[2]) == ("0.750", "0.250")
     assert (right[3], wrong[3]) == (RIGHT, WRONG)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("name", ["classes.csv", "confusion.svg"])
+def test_a_full_disk_is_named(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=rf"cannot write .*{name}: No space left on device"):
+        write_confusion(tmp_path, np.eye(2, dtype=np.int64), ["a", "b"])

@@ -152,6 +152,17 @@ def test_what_is_wrong_with_the_lists_of_ucf101_is_named(ucf101):
         read_dataset(ucf101)
 
 
+def test_a_split_of_what_has_none_is_refused(tmp_path, ucf101):
+    data = make_videos(tmp_path / "data", "a/1.mp4", "b/1.mp4")
+    table = write(data / "set.csv", "video,label,split", "a/1.mp4,a,train", "b/1.mp4,b,train")
+    for where in (data, table):
+        assert len(read_dataset(where).train) == 2
+        with pytest.raises(DatasetError, match=rf"{where} has no official lists, .* split 1 .*: leave out --split$"):
+            read_dataset(where, split=1)
+    with pytest.raises(DatasetError, match=r"set.csv says itself .*: leave out --splits$"):
+        read_dataset(table, splits=ucf101 / "ucfTrainTestlist")
+
+
 def test_what_is_wrong_with_folders_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"is no folder and no .csv table"):
         read_dataset(tmp_path / "none")

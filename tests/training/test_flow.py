@@ -15,7 +15,7 @@ from flow_pairs import write_pair
 from PIL import Image
 
 from tvnet_cli.cli import main
-from tvnet_cli.errors import DatasetError, TrainingError
+from tvnet_cli.errors import DatasetError, DiskFullError, TrainingError
 from tvnet_cli.flow.accuracy import endpoint_error
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.cards import read_card
@@ -163,6 +163,14 @@ def test_the_weights_give_the_same_flow_again(tmp_path):
         assert picture.size == (4 * 48, 48)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_picture_on_a_full_disk_is_named(tmp_path):
+    source = open_source([], 0, SHORT.crop)
+    (tmp_path / "flow.png").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"cannot write .*flow.png: No space left on device"):
+        training.write_result(tmp_path, TVNet.from_options(SCHEDULE), SCHEDULE, source, SHORT, [])
+
+
 def tvnet(*arguments: object):
     return CliRunner().invoke(main, ["train", "flow", *map(str, arguments)])
 
@@ -213,6 +221,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
+        ("--seed 99999999999999999999", 2, "seed"),
         ("--steps 0", 2, "steps must be at least 1"),
         ("--crop 8", 2, "crop must be at least 16 pixels"),
         ("--learning-rate -1", 2, "learning_rate must be a positive number"),
@@ -229,6 +238,27 @@ def test_each_mistake_has_one_clear_line(tmp_path, arguments, exit_code, message
     assert result.exit_code == exit_code, result.output
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("unknown", [np.nan, 1e10])
+def test_pairs_of_which_nothing_is_known_are_not_trained_on_but_named(tmp_path, unknown):
+    pair = drawn_pair(0, 0, 40)
+    write_pair(tmp_path / "pairs" / "0", pair._replace(truth=np.full_like(pair.truth, unknown)))
+    result = tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert "0/flow10.flo: no vector in it is known" in result.stderr
+    assert not (tmp_path / "out" / "tvnet.safetensors").exists()
+
+
+def test_a_crop_larger_than_pairs_is_said(tmp_path):
+    for index, side in enumerate((40, 64)):
+        write_pair(tmp_path / "pairs" / str(index), drawn_pair(0, index, side))
+    result = tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL, "--crop", 50)
+    assert result.exit_code == 0
+    assert (
+        "note 1 of 2 pairs are smaller than the crop of 50 pixels; crops of batches with them are too" in result.stderr
+    )
+    assert "smaller" not in tvnet(tmp_path / "pairs", "-o", tmp_path / "out", *SMALL, "--overwrite").stderr
 
 
 def test_pairs_of_which_nothing_is_known_are_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tvnet_cli.errors import TrainingError
+from tvnet_cli.errors import DiskFullError, TrainingError
 from tvnet_cli.training.loop import Pace, cosine, fit
 
 
@@ -138,10 +139,75 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(t
     (tmp_path / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"PK nothing")
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt is no checkpoint of tvnet"):
+def test_weights_that_are_no_numbers_stop_at_their_step_and_are_not_kept(tmp_path):
+    with pytest.raises(TrainingError, match=r"step 1: the weights are no finite numbers; the last.*--learning-rate"):
+        train(tmp_path, rate=float("inf"), steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_validation_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(tmp_path, number):
+    with pytest.raises(TrainingError, match=r"step 8: validation_loss is (nan|inf); the last checkpoint is kept"):
+        train(tmp_path, validate=lambda: {"validation_loss": number})
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+
+
+def other_content(path: Path, content: object) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, float):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * content)])
+    elif callable(content):
+        torch.save(content(torch.load(path, weights_only=True)), path)
+    else:
+        torch.save(content, path)
+
+
+BAD_CHECKPOINTS = {
+    "empty": b"",
+    "no archive": b"PK nothing",
+    "cut": 0.5,
+    "a list": [1, 2],
+    "another pickle": pickle.dumps({"step": Path("x")}),
+    "weights alone": {"conv.weight": torch.ones(3)},
+    "another model": lambda state: state | {"model": {"0.weight": torch.ones(3)}},
+    "no optimiser": lambda state: state | {"optimizer": {}},
+}
+
+
+@pytest.mark.parametrize("content", BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
+def test_a_damaged_checkpoint_is_said_in_one_plain_line(tmp_path, content):
+    train(tmp_path)
+    other_content(tmp_path / "checkpoint.pt", content)
+    with pytest.raises(TrainingError) as caught:
         train(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'checkpoint.pt'} is damaged, or no checkpoint of tvnet: choose another folder, or --overwrite "
+        "to begin anew"
+    )
+    assert train(tmp_path, overwrite=True)[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("name", ["checkpoint.pt", "log.csv"])
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, name, monkeypatch):
+    """All that is written to this name goes to a disk without room."""
+    train(tmp_path, steps=3)
+    (tmp_path / "log.csv").unlink()
+    path_open, part = Path.open, (tmp_path / name).with_suffix(".part")
+    monkeypatch.setattr(
+        Path, "open", lambda path, *args, **more: path_open(path if path != part else full(part), *args, **more)
+    )
+
+    def full(path: Path) -> Path:
+        path.touch()
+        return Path("/dev/full")
+
+    with pytest.raises(DiskFullError, match=rf"cannot write .*{name}: No space left on device; make room"):
+        train(tmp_path, steps=6)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_validation_comes_when_asked_and_at_the_end(tmp_path):

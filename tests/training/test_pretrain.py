@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from tvnet_cli.cli import main
 from tvnet_cli.errors import TrainingError, WeightsError
 from tvnet_cli.network.weights import load_models, load_weights
 from tvnet_cli.options import PretrainOptions, Stage
@@ -175,6 +178,35 @@ def test_no_classes_left_is_said(tmp_path):
     everything = dataclasses.replace(FEW, held_out=("camera", "object", "two", "arm", "figure", "pair"))
     with pytest.raises(TrainingError, match="0 classes are left"):
         train_motion(tmp_path, everything)
+
+
+def test_a_rate_without_bounds_stops_at_its_step_with_advice(tmp_path):
+    options = PretrainOptions(stages=(Stage(steps=1, batch_size=2, size=96),), learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"step 1: validation_loss is nan; the last checkpoint is kept.*--learning"):
+        train_motion(tmp_path, options)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_half_precision_cannot_hold_is_written_as_it_is(trained, tmp_path):
+    result = copy.deepcopy(trained[1])
+    result.model.network.conv1_7x7_s2.weight.data[0, 0, 0, 0] = 1e5
+    write_motion_result(tmp_path, result)
+    written = load_weights(str(tmp_path / "weights.safetensors")).network
+    assert torch.equal(written.conv1_7x7_s2.weight, result.model.network.conv1_7x7_s2.weight)
+
+
+def test_classes_to_hold_out_that_there_are_not_are_wrong_usage(tmp_path):
+    result = CliRunner().invoke(main, ["train", "motion", "-o", str(tmp_path / "out"), "--held-out", "zzz"])
+    assert result.exit_code == 2
+    assert "--held-out: no class begins with 'zzz': there are camera, object, two, arm, figure, pair" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_other_stream_are_named_as_such(trained, tmp_path):
+    write_motion_result(tmp_path, trained[1])
+    start = str(tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"weights.safetensors is for the flow stream, and rgb is trained$"):
+        train_motion(tmp_path / "rgb", dataclasses.replace(FEW, stages=FEW.stages[:1], stream="rgb"), weights=start)
 
 
 def test_directions_say_where_and_whither_and_not_how_fast():

@@ -73,6 +73,7 @@ def test_films_that_cannot_be_read_are_left_out_by_name(tmp_path):
     (tmp_path / "b.mp4").write_text("no film")
     source = open_source([tmp_path], seed=0, crop=32)
     assert "1 films" in source.name
+    assert "short side of 256 pixels: no crop is larger" in open_source([tmp_path], seed=0, crop=257).notes[-1]
     (note,) = source.notes
     assert note.startswith("left out: ")
     assert "b.mp4" in note

@@ -124,7 +124,7 @@ _ACTION_OPTIONS = [
 @click.argument("data", type=PATH)
 @click.option("-o", "--output", type=PATH, default="actions", show_default=True, help="Folder of all that is written.")
 @click.option("--splits", type=PATH, metavar="DIR", help="Folder of the official lists.  [default: in DATA]")
-@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split.")
+@click.option("--split", type=click.IntRange(1, 3), help="Which official split.  [default: 1]")
 @click.option(
     "--validation-share",
     type=click.FloatRange(0, 1, max_open=True),
@@ -149,7 +149,7 @@ def actions(
     data: Path,
     output: Path,
     splits: Path | None,
-    split: int,
+    split: int | None,
     validation_share: float,
     preset: str | None,
     weights: str | None,
@@ -348,7 +348,7 @@ def _parse_stages(
 _PRETRAIN_OPTIONS = [
     click.option(
         "--seed",
-        type=click.IntRange(0),
+        type=int,
         default=PretrainOptions.seed,
         show_default=True,
         help="Of the clips, and of the network before training.",
@@ -475,8 +475,12 @@ def motion(
     # From here on torch is needed; --help answers without it.
     from tvnet_cli.device import choose_device
     from tvnet_cli.progress import TrainingProgress
-    from tvnet_cli.training.pretrain import train_motion, write_motion_result
+    from tvnet_cli.training.pretrain import classes_without, train_motion, write_motion_result
 
+    try:
+        classes_without(options.held_out)
+    except ValueError as error:
+        raise click.UsageError(f"--held-out: {error}") from None
     chosen = choose_device(device)
     log.started(device=str(chosen), output=str(output), options=dataclasses.asdict(options))
     with TrainingProgress(options.num_steps, quiet) as progress:

@@ -101,10 +101,14 @@ def import_weights(file: Path, name: str, overwrite: bool, quiet: bool, verbose:
     or a .safetensors file without a card. Every tensor of the network has to be in it; what is decided is said.
     """
     from tvnet_cli.network import convert
+    from tvnet_cli.network.registry import PUBLISHED
     from tvnet_cli.progress import DownloadProgress
 
     imported = convert.import_weights(file, name, ImportOptions(**options), overwrite=overwrite)
-    DownloadProgress(name, quiet).close(imported.path, imported.notes)
+    notes = [*imported.notes]
+    if name in PUBLISHED:
+        notes.append(f"{name} is also the name of published weights; this file was not compared with theirs")
+    DownloadProgress(name, quiet).close(imported.path, notes)
 
 
 @weights.command("fetch")

@@ -13,10 +13,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from platformdirs import user_cache_dir
 
@@ -226,6 +226,8 @@ def read_card(path: Path) -> WeightCard:
     )
     try:
         reader = FrameInput if alone else FlowInput if texts["stream"] == "flow" else RGBInput
+        _check_types(reader, stream_input, "input", path)
+        _check_types(TVNetOptions, schedule, "tvnet", path)
         how: FlowInput | RGBInput | FrameInput = reader(**stream_input)
         card = WeightCard(**texts, input=how, numbers=numbers, training=training, tvnet=TVNetOptions(**schedule))
     except (TypeError, ValueError) as error:
@@ -233,6 +235,36 @@ def read_card(path: Path) -> WeightCard:
     if table:
         raise WeightsError(f"{path}: unknown entry {next(iter(table))!r}")
     return card
+
+
+def _check_types(kind: type[Any], table: dict[str, Any], name: str, path: Path) -> None:
+    """Refuse a table that has not the entries of a dataclass, or numbers of another type; the rest it says itself."""
+    expected = get_type_hints(kind)
+    needed = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    for key in needed:
+        if key not in table:
+            raise WeightsError(f"{path}: {key} is missing in [{name}]")
+    for key, value in table.items():
+        if key not in expected:
+            raise WeightsError(f"{path}: unknown entry {key!r} in [{name}]")
+        words, fits = _TYPES.get(expected[key], ("", lambda value: True))
+        if not fits(value):
+            raise WeightsError(f"{path}: {key} in [{name}] should be {words}, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# Of entries of cards: what they should be, in words and as a test.
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", _is_number),
+    tuple[float, float, float]: (
+        "a list of numbers",
+        lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    ),
+}
 
 
 def card_table(card: WeightCard) -> dict[str, Any]:

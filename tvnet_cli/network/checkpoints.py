@@ -103,7 +103,7 @@ def _read_torch(path: Path, allow_pickle: bool) -> Any:
         # Not PyTorch's own text, which is long and of no help to the users of this program.
         unsafe = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class) (\S+)|TorchScript|legacy \.tar", str(error))
         if unsafe is None:
-            raise WeightsError(f"cannot read {path}: {_first_line(error)}") from error
+            raise WeightsError(f"cannot read {path}: it is damaged, or no file of a known format") from error
         if not allow_pickle:
             what = next(filter(None, unsafe.groups()), unsafe[0])
             raise WeightsError(
@@ -117,12 +117,11 @@ def _read_torch(path: Path, allow_pickle: bool) -> Any:
 
 
 def _torch_load(path: Path, weights_only: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except UnicodeDecodeError:  # text of Python 2
-        with warnings.catch_warnings():
-            # torch says that the encoding is not heeded where no code may run, but it is.
-            warnings.filterwarnings("ignore", "pickle_load_args only works")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about files that it reads or refuses anyway
+        try:
+            return torch.load(path, map_location="cpu", weights_only=weights_only)
+        except UnicodeDecodeError:  # text of Python 2
             return torch.load(path, map_location="cpu", weights_only=weights_only, encoding="latin1")
 
 

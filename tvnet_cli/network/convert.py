@@ -123,8 +123,15 @@ def import_path(name: str, overwrite: bool = False) -> Path:
     WeightsError
         If it is no name for a file, or taken.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".safetensors") or name == UNTRAINED:
-        raise WeightsError(f"weights cannot be called {name!r}: take letters, digits, dots, - and _")
+    reasons = {
+        "--weights untrained is a seeded random network": name == UNTRAINED,
+        "--weights would take it for a file: leave out .safetensors": name.endswith(".safetensors"),
+        "take letters, digits, dots, - and _": not re.fullmatch(r"[A-Za-z0-9._-]+", name),
+        "begin with a letter or a digit": not name[:1].isalnum(),
+    }
+    reason = next((reason for reason, applies in reasons.items() if applies), None)
+    if reason:
+        raise WeightsError(f"weights cannot be called {name!r}: {reason}")
     if (weights_folder() / f"{name}.safetensors").exists():
         raise WeightsError(f"{name} is the name of weights that come with the program: choose another --name")
     path = imported_folder() / f"{name}.safetensors"

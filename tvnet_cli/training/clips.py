@@ -28,6 +28,7 @@ from tvnet_cli.video.decode import (
     upright_rgb,
 )
 
+NAMED = 10  # of the videos that cannot be read, in a message
 _ORDER, _SAMPLE = 0, 1  # two kinds of random numbers from one seed
 
 
@@ -137,11 +138,14 @@ def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor) -> None:
     Raises
     ------
     DatasetError
-        Naming the first that cannot be read, and how many there are.
+        Naming those that cannot be read, and of many how many more there are.
     """
     reasons = [reason for reason in pool.map(_unreadable, videos) if reason]
     if reasons:
-        raise DatasetError(f"{len(reasons)} of {len(videos)} videos cannot be read, the first: {reasons[0]}")
+        more = [f"and {len(reasons) - NAMED} more"] if len(reasons) > NAMED else []
+        raise DatasetError(
+            f"{len(reasons)} of {len(videos)} videos cannot be read: {'; '.join([*reasons[:NAMED], *more])}"
+        )
 
 
 def _unreadable(video: LabelledVideo) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tvnet_cli.training.loop import naming_full_disk
+
 CELL, NAME_WIDTH, MARGIN = 16, 180, 40  # pixels of the picture
 RIGHT, WRONG = "#0a58ca", "#b02a37"
 
@@ -23,8 +25,10 @@ def accuracy(confusion: NDArray[np.int64]) -> float:
 
 def write_confusion(folder: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Write ``classes.csv``, the table, and ``confusion.svg``, the picture."""
-    (folder / "classes.csv").write_text(class_table(confusion, classes), "utf-8")
-    (folder / "confusion.svg").write_text(confusion_picture(confusion, classes), "utf-8")
+    texts = {"classes.csv": class_table(confusion, classes), "confusion.svg": confusion_picture(confusion, classes)}
+    for name, text in texts.items():
+        with naming_full_disk(folder / name):
+            (folder / name).write_text(text, "utf-8")
 
 
 def class_table(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:

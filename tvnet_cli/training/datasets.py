@@ -54,7 +54,7 @@ class ActionDataset:
 
 
 def read_dataset(
-    data: Path, *, splits: Path | None = None, split: int = 1, validation_share: float = 0.2, seed: int = 0
+    data: Path, *, splits: Path | None = None, split: int | None = None, validation_share: float = 0.2, seed: int = 0
 ) -> ActionDataset:
     """The videos of a data set with their classes and their parts.
 
@@ -67,8 +67,8 @@ def read_dataset(
         or of one folder a class.
     splits : Path, optional
         Folder of the official lists. By default they are looked for in ``data`` and the folders in it.
-    split : int
-        Which of the official splits, 1 to 3.
+    split : int, optional
+        Which of the official splits, 1 to 3; by default the first.
     validation_share : float, in [0, 1)
         Of the videos of each class, where ``data`` does not say which are for validation.
     seed : int
@@ -82,9 +82,13 @@ def read_dataset(
     Raises
     ------
     DatasetError
-        If videos are missing, a class has none to train on, there is one class only, or a video is in both parts.
+        If videos are missing, a class has none to train on, there is one class only, or a video is in both parts;
+        if a split is asked for where there are none.
     """
     if data.suffix.lower() == ".csv":
+        if splits:
+            raise DatasetError(f"{data} says itself what is for training and what for validation: leave out --splits")
+        _refuse_split(data, split)
         return _checked(data, *_read_table(data))
     if not data.is_dir():
         raise DatasetError(f"{data} is no folder and no .csv table of videos")
@@ -93,7 +97,8 @@ def read_dataset(
         raise DatasetError(f"{splits} holds no official lists: classInd.txt of UCF101 or *_test_split1.txt of HMDB51")
     if lists:
         read = _read_ucf101 if (lists / "classInd.txt").is_file() else _read_hmdb51
-        return _checked(data, *read(data, lists, split))
+        return _checked(data, *read(data, lists, split or 1))
+    _refuse_split(data, split)
     folders = _class_folders(data)
     parts = {folder.name.lower(): folder for folder in folders}
     train = [parts[name] for name in TRAIN if name in parts]
@@ -103,6 +108,11 @@ def read_dataset(
             raise DatasetError(f"{data} holds {train[0].name}: give it one folder val or test beside that")
         return _checked(data, None, _read_folders(train[0]), _read_folders(validation[0]))
     return _checked(data, None, *_draw(_read_folders(data), validation_share, seed))
+
+
+def _refuse_split(data: Path, split: int | None) -> None:
+    if split is not None:
+        raise DatasetError(f"{data} has no official lists, which a split {split} would be one of: leave out --split")
 
 
 Entry = tuple[str, str, Path]  # of a part: video id, class, file

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tvnet_cli.device import true_float32
-from tvnet_cli.errors import DatasetError
 from tvnet_cli.flow import accuracy
 from tvnet_cli.flow.colour import flow_to_colour, longest
 from tvnet_cli.flow.tvnet import TVNet
@@ -23,7 +22,7 @@ from tvnet_cli.network.weights import TVNET_PREFIX, write_weights
 from tvnet_cli.options import FlowTrainingOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import software
 from tvnet_cli.training.drawn import drawn_pair
-from tvnet_cli.training.loop import Pace, Report, cosine, fit
+from tvnet_cli.training.loop import Pace, Report, cosine, fit, naming_full_disk
 from tvnet_cli.training.losses import endpoint_error, flow_loss
 from tvnet_cli.training.pairs import KnownPair, PairFiles, read_pair, stack
 from tvnet_cli.training.sources import PairSource
@@ -229,8 +228,6 @@ def compare(
         for name, files in validation:
             pair = [read_pair(files)]
             known.append(Comparison(name, 1, "px", *(_mean_error(net, pair) for net in nets)))
-            if np.isnan(known[-1].before):
-                raise DatasetError(f"{files.truth}: no vector in it is known")
     if len(known) > 1:
         means = (float(np.mean([getattr(row, when) for row in known])) for when in ("before", "after"))
         known.append(Comparison("mean of them", len(known), "px", *means))
@@ -290,7 +287,8 @@ def write_result(
         flows.insert(0, pair.truth)
     scale = max(longest(flows[0]), 1.0)
     tiles = [pair.first, *(flow_to_colour(flow, scale) for flow in flows)]
-    Image.fromarray(np.concatenate(tiles, 1)).save(folder / PICTURE)
+    with naming_full_disk(folder / PICTURE):
+        Image.fromarray(np.concatenate(tiles, 1)).save(folder / PICTURE)
 
 
 @torch.inference_mode()

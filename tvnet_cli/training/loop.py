@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from tvnet_cli.errors import TrainingError
+from tvnet_cli.errors import DiskFullError, TrainingError
+from tvnet_cli.features.format import DISK_IS_FULL
 from tvnet_cli.interrupt import interruptible
 from tvnet_cli.recipe import Recipe, first_difference
 
@@ -103,7 +106,10 @@ def fit(
     Raises
     ------
     TrainingError
-        If the folder holds another training, or a loss or gradient is no finite number; the last checkpoint stays.
+        If the folder holds another training, or a loss, a gradient, a weight or what ``validate`` gives is no finite
+        number; the last checkpoint stays.
+    DiskFullError
+        The last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for group in optimizer.param_groups:
@@ -128,7 +134,9 @@ def fit(
             if validate is not None and (
                 done == pace.steps or (pace.validate_every and done % pace.validate_every == 0)
             ):
-                values |= validate()
+                validated = validate()
+                _require_finite(done, validated)
+                values |= validated
             log.add(done, values)
             stop = _any_process(interrupted.is_set())
             if stop or done == pace.steps or (pace.checkpoint_every and done % pace.checkpoint_every == 0):
@@ -157,43 +165,85 @@ def _update(
     _average([parameter.grad for parameter in with_gradient])
     norm = nn.utils.clip_grad_norm_(with_gradient, clip_norm or torch.inf)
     numbers = {name: float(value.detach()) for name, value in values.items()} | {"gradient_norm": float(norm)}
-    for name, number in numbers.items():
-        if not abs(number) < float("inf"):
-            raise TrainingError(
-                f"step {step + 1}: {name} is {number}; the last checkpoint is kept: begin anew with a lower "
-                "--learning-rate or a smaller --clip-norm"
-            )
+    _require_finite(step + 1, numbers)
     optimizer.step()
     _average([buffer for buffer in model.buffers() if buffer.is_floating_point()])  # statistics of batch normalisation
+    if not torch.stack([tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers())]).all():
+        raise _diverged(step + 1, "the weights are no finite numbers")
     return numbers
+
+
+def _require_finite(done: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise _diverged(done, f"{name} is {value}")
+
+
+def _diverged(done: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"step {done}: {what}; the last checkpoint is kept: begin anew with a lower --learning-rate or a smaller "
+        "--clip-norm"
+    )
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """While a file is written: a full disk is an error that names it.
+
+    Raises
+    ------
+    DiskFullError
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise DiskFullError(
+                f"cannot write {path}: {error.strerror}; make room and give the command again: a training goes on "
+                "from its last checkpoint"
+            ) from error
+        raise
 
 
 def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, recipe: Recipe) -> None:
     """Write the checkpoint beside the old one, then put it in its place."""
     if _is_first():
         state = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": recipe}
+        content = io.BytesIO()  # torch hides what a file on the disk says against it
+        torch.save(state, content)
         part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with naming_full_disk(path), part.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     _wait_for_all()
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, old = int(state["step"]), state["recipe"]
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise TrainingError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what is refused anyway
+            state = torch.load(content, map_location="cpu", weights_only=True)
+        step, difference = int(state["step"]), first_difference(state["recipe"], recipe)
+        if not difference:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
     except Exception as error:  # torch raises whatever its parts do
-        raise TrainingError(f"{path} is no checkpoint of tvnet: {error}; --overwrite begins anew") from error
-    difference = first_difference(old, recipe)
+        raise TrainingError(
+            f"{path} is damaged, or no checkpoint of tvnet: choose another folder, or --overwrite to begin anew"
+        ) from error
     if difference:
         raise TrainingError(
             f"{path.parent} holds a training made in another way: {difference}; choose another folder, or --overwrite"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
     return step
 
 
@@ -219,7 +269,7 @@ class _Log:
         if not self.first:
             return
         if row.keys() <= set(self.columns):
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with naming_full_disk(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self.columns += [name for name in row if name not in self.columns]
@@ -227,11 +277,14 @@ class _Log:
 
     def _write_all(self) -> None:
         part = self.path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        part.replace(self.path)
+        try:
+            with naming_full_disk(self.path), part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

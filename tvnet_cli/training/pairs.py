@@ -101,7 +101,7 @@ def read_pair(files: PairFiles) -> KnownPair:
     Raises
     ------
     VideoReadError, FlowFileError, DatasetError
-        If a file cannot be read, if their sizes differ, or if they are too small.
+        If a file cannot be read, if their sizes differ, if they are too small, or if nothing of the flow is known.
     """
     first, second, truth = read_image(files.first), read_image(files.second), read_flow(files.truth)
     for path, (height, width) in ((files.second, second.shape[:2]), (files.truth, truth.shape[1:])):
@@ -112,6 +112,8 @@ def read_pair(files: PairFiles) -> KnownPair:
     if min(first.shape[:2]) < MIN_FRAME_SIDE:
         raise DatasetError(f"{files.first} is too small: at least {MIN_FRAME_SIDE} pixels on each side are needed")
     truth[:, ~(np.abs(truth) <= UNKNOWN).all(0)] = np.nan
+    if np.isnan(truth).all():
+        raise DatasetError(f"{files.truth}: no vector in it is known")
     return KnownPair(first, second, truth)
 
 

@@ -76,8 +76,10 @@ class MotionModel(nn.Module):
         WeightsError
         """
         start = load_weights(name)
+        if start.card.stream != self.options.stream:
+            raise WeightsError(f"{name} is for the {start.card.stream} stream, and {self.options.stream} is trained")
         if start.card.input != self.input:
-            raise WeightsError(f"{name} has another input than {self.input}")
+            raise WeightsError(f"{name} expects its input scaled in another way: [input] of its card is not that here")
         if self.tvnet and (start.tvnet is None or start.tvnet.options != self.tvnet.options):
             raise WeightsError(f"{name} is not for the flow of TVNet-50")
         try:
@@ -219,7 +221,7 @@ def train_motion(
         If the weights cannot be read or are of other classes.
     """
     device = torch.device(device)
-    labels = [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(options.held_out)]
+    labels = classes_without(options.held_out)
     if len(labels) < 2:
         raise TrainingError(f"without {', '.join(options.held_out)} {len(labels)} classes are left: 2 are needed")
     others = [number for number in range(len(CLASS_NAMES)) if number not in labels]
@@ -254,7 +256,8 @@ def train_motion(
         counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
         counts.index_put_((known, scores.argmax(1)), torch.ones_like(known), accumulate=True)
         confusions.append(counts.numpy())
-        values = {"validation_accuracy": accuracy(confusions[-1])}
+        loss = F.cross_entropy(scores, known)
+        values = {"validation_accuracy": accuracy(confusions[-1]), "validation_loss": float(loss)}
         if others:
             values["validation_held_out"] = _nearest_neighbours_alike(model, others, pool)
         return values
@@ -284,6 +287,21 @@ def train_motion(
         if done and not confusions:  # all was done before
             validate()
     return MotionResult(model.eval(), recipe, confusions[-1]) if done else None
+
+
+def classes_without(held_out: str | tuple[str, ...]) -> list[int]:
+    """The numbers of the classes whose names do not begin so.
+
+    Raises
+    ------
+    ValueError
+        If no class begins so.
+    """
+    for begun in (held_out,) if isinstance(held_out, str) else held_out:
+        if not any(name.startswith(begun) for name in CLASS_NAMES):
+            families = dict.fromkeys(name.partition("/")[0] for name in CLASS_NAMES)
+            raise ValueError(f"no class begins with {begun!r}: there are {', '.join(families)}")
+    return [number for number, name in enumerate(CLASS_NAMES) if not name.startswith(held_out)]
 
 
 class _Course:
@@ -379,10 +397,15 @@ def write_motion_result(folder: Path, result: MotionResult) -> None:
         tvnet=model.tvnet.options if model.tvnet else TVNetOptions(),
     )
     tensors = tensors_to_keep(model.network, model.tvnet)
-    # Statistics of single frames, which are large, would overflow in half precision; they take no room.
-    kept = {key: tensor.contiguous().half() if tensor.dim() > 1 else tensor for key, tensor in tensors.items()}
+    kept = {key: _halved(tensor) for key, tensor in tensors.items()}
     write_weights(folder / WEIGHTS, kept, card, overwrite=True)
     write_confusion(folder, confusion, classes)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In half precision, unless that would overflow, as with statistics of single frames; vectors take no room."""
+    half = tensor.contiguous().half()
+    return half if tensor.dim() > 1 and half.isfinite().all() else tensor
 
 
 def _groups(model: MotionModel, options: PretrainOptions) -> list[dict[str, object]]:

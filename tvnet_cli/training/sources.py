@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.options import ExtractOptions, FrameOptions
@@ -63,11 +65,11 @@ def open_source(paths: Sequence[Path], seed: int, crop: int) -> PairSource:
         return DrawnPairs(seed, crop)
     with_flow = [path for path in paths if path.is_dir() and has_flow(path)]
     if not with_flow:
-        return FilmPairs(paths)
+        return FilmPairs(paths, crop)
     if len(with_flow) < len(paths):
         other = next(path for path in paths if path not in with_flow)
         raise DatasetError(f"{with_flow[0]} holds known flow, {other} does not: train with one kind at a time")
-    return PairsOnDisk(paths)
+    return PairsOnDisk(paths, crop)
 
 
 class DrawnPairs:
@@ -95,12 +97,18 @@ class PairsOnDisk:
 
     labelled = True
     held_out: Sequence[KnownPair] = ()
-    notes: tuple[str, ...] = ()
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], crop: int) -> None:
         self.files: list[PairFiles] = [pair for folder in folders for pair in find_pairs(folder)]
         self.name = f"{len(self.files)} pairs with known flow"
         self.recipe = {"pairs": len(self.files), "files": _fingerprint(path for pair in self.files for path in pair)}
+        small = sum(_short_side(pair.first) < crop for pair in self.files)
+        self.notes: tuple[str, ...] = ()
+        if small:
+            self.notes = (
+                f"{small} of {len(self.files)} pairs are smaller than the crop of {crop} pixels; crops of batches "
+                "with them are too",
+            )
 
     def pairs(self, step: int, count: int, random: np.random.Generator) -> list[KnownPair]:
         return [read_pair(self.files[number]) for number in random.integers(len(self.files), size=count)]
@@ -120,7 +128,7 @@ class FilmPairs:
     labelled = False
     held_out: Sequence[KnownPair] = ()
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], crop: int) -> None:
         self._films: list[FrameSequence] = []
         notes = []
         for video in find_videos(paths):
@@ -135,6 +143,8 @@ class FilmPairs:
                 self._films.append(film)
         if not self._films:
             raise DatasetError(f"no film to train on; {notes[0]}")
+        if crop > ExtractOptions.short_side:
+            notes.append(f"films are read with a short side of {ExtractOptions.short_side} pixels: no crop is larger")
         self.notes = tuple(notes)
         counts = [len(film.frame_index) - 1 for film in self._films]
         self._trained = [count - int(count * HELD_OUT) for count in counts]
@@ -160,6 +170,15 @@ def _read(film: FrameSequence, position: int) -> KnownPair:
     assert first is not None
     assert second is not None
     return KnownPair(first, second, np.full((2, *first.shape[:2]), np.nan, np.float32))
+
+
+def _short_side(path: Path) -> float:
+    """Of a picture, in pixels, by its header alone; what cannot be read is said when it is needed."""
+    try:
+        with Image.open(path) as image:
+            return min(image.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return math.inf
 
 
 def _fingerprint(files: Iterable[Path]) -> str:
