@@ -225,12 +225,18 @@ class FlowProgress(_Screen):
         if max_flow is not None and any(target.coloured for target in targets):
             self._say(f"colours: full at {max_flow:.3g} pixels, darker beyond; --max-flow changes it")
         if interrupted:
-            again = "; the same command goes on from here" if any(target.resumes for target in targets) else ""
+            again = "; the same command goes on from here" if _resumes(targets) else ""
             self._say(f"interrupted: {self.kept()}{again}", always=True)
 
     def kept(self) -> str:
         """What is left of a run that ended early."""
         return f"{self.last.position + 1} fields are kept" if self.last else "no field was written"
+
+    def once_there_is_room(self, targets: Sequence[Target]) -> str:
+        """What to do about a disk that is full."""
+        if _resumes(targets):
+            return f"{self.kept()}; once there is room the same command goes on from here"
+        return "make room, or choose another output"
 
     def summary(self, targets: Sequence[Target], max_flow: float | None) -> dict[str, object]:
         """The run as plain values, ready for JSON."""
@@ -355,6 +361,10 @@ class DownloadProgress(_Screen):
         for note in notes:
             self._say(f"[yellow]note[/yellow] {escape(note)}")
         self._say(f"{escape(self.name)} is in {escape(str(path))}; --weights {escape(self.name)} takes it")
+
+
+def _resumes(targets: Sequence[Target]) -> bool:
+    return any(target.resumes for target in targets)
 
 
 def _written(targets: Sequence[Target]) -> list[str]:

@@ -22,7 +22,7 @@ from tvnet_cli.commands.common import (
     with_log,
     with_options,
 )
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import DiskFullError, TVNetError, VideoReadError
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -159,7 +159,8 @@ def flow(
     writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
 
     log.started(fields=progress.num_fields, outputs=[str(target.path) for target in targets], recipe=recipe)
-    broken, interrupted = "", False
+    broken: TVNetError | None = None
+    interrupted = False
     with progress, interruptible() as asked_to_stop:
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
         results = write_flow(
@@ -179,8 +180,8 @@ def flow(
                     if asked_to_stop.is_set():
                         interrupted = True
                         break
-        except VideoReadError as error:
-            broken = str(error)
+        except (VideoReadError, DiskFullError) as error:
+            broken = error
         except KeyboardInterrupt:  # asked twice
             interrupted = True
     progress.close(targets, max_flow, interrupted)
@@ -188,7 +189,10 @@ def flow(
         click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
     elif errors.means():
         click.echo(errors)
-    broken = broken or (f"{paths[0]}: {sequence.damage}" if sequence.damage else "")
+    if broken is None and sequence.damage:
+        broken = VideoReadError(f"{paths[0]}: {sequence.damage}")
+    if isinstance(broken, DiskFullError):
+        raise DiskFullError(f"{broken}; {progress.once_there_is_room(targets)}")
     if broken:
         raise VideoReadError(f"{broken}; {progress.kept()}")
     if interrupted:
