@@ -484,3 +484,33 @@ def test_a_log_file_tells_what_was_done(pair, tmp_path):
     assert (started["event"], started["fields"], started["outputs"]) == ("started", 1, [str(tmp_path / "ab.flo")])
     assert started["recipe"]["tvnet"]["num_iterations"] == 3
     assert (ended["event"], ended["exit_code"]) == ("ended", 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "fill", "named", "kept"),
+    [
+        ("a.h5", 0, "a.h5", r"\d\d fields are kept; once there is room the same command goes on from here"),
+        ("a.h5 --half --overwrite", 0, "a.h5", r"\d\d fields are kept; once there is room the same command goes on"),
+        ("out --format flo", 0, "out/flow_000\\d\\d.flo", r"\d\d fields are kept; once there is room the same command"),
+        ("out --format png", 2000, "out/flow_000\\d\\d.png", r"\d+ fields are kept; once there is room the same"),
+        ("a.npz", 0, "a.npz", "make room, or choose another output"),
+        ("a.mp4", 2000, "a.mp4", "make room, or choose another output"),
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_with_room_the_run_goes_on(tmp_path, small_disk, output, fill, named, kept):
+    film = write_film(tmp_path / "film.mp4", 99, picture=moving)
+    place, *how = output.split()
+    (small_disk / "fill").write_bytes(bytes(1024 * fill))
+    command = [film, "-o", small_disk / place, *how, "--max-flow", "3"]
+    result = flow(*command)
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    said = rf"Error: cannot write {small_disk}/{named}: the disk at {small_disk} is full: .* MB are free; {kept}"
+    assert re.match(said, line)
+    left = {path.name for path in small_disk.iterdir()}
+    assert left == {"fill", place} if how or place.endswith("h5") else left == {"fill"}
+    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+    result = flow(*[word for word in command if word != "--overwrite"])
+    assert result.exit_code == 0, result.output
+    assert "98 of 98 fields" in result.stderr
+    assert ("were there already" in result.stderr) == ("kept" in kept)
