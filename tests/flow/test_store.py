@@ -230,11 +230,16 @@ def test_a_full_disk_keeps_the_fields_that_are_there_and_with_room_the_run_goes_
         write(path, range(2), num_fields=2, recipe="old")
     if surprise:
         monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
-    done = 0
-    message = rf"cannot write {path}: the disk at {small_disk} is full: .* MB are free"
-    with pytest.raises(DiskFullError, match=message), store(path, 40, overwrite=overwrite) as output:
-        for done in range(40):
-            output.write(make_field(done, size))
+    todo = iter(range(40))
+
+    def run() -> None:
+        with store(path, 40, overwrite=overwrite) as output:
+            for position in todo:
+                output.write(make_field(position, size))
+
+    with pytest.raises(DiskFullError, match=rf"cannot write {path}: the disk at {small_disk} is full: .* MB are free"):
+        run()
+    done = next(todo) - 1
     assert done > 10
     with h5py.File(path, "r") as file:
         assert not file.attrs["complete"]
