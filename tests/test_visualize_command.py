@@ -142,6 +142,13 @@ def test_a_full_disk_leaves_the_picture_that_was_there(film, small_disk, command
     assert sorted(path.name for path in small_disk.iterdir()) == ["fill", "old.png"]
 
 
+def test_a_figure_says_when_the_film_has_fewer_moments_than_rows(tmp_path):
+    film = write_film(tmp_path / "film.mp4", 10, picture=moving)
+    result = visualize("figure", film, "--columns", "frame,tv-l1", "--rows", 500)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"note \d of 500 rows: the film has no more parts in which something moves", result.stderr)
+
+
 def test_scales_may_be_more(film):
     for scales, name in ((2, "a.png"), (4, "b.png")):
         result = visualize("scales", film, "--scales", scales, "--preset", "tvnet-50", "-o", film.with_name(name))

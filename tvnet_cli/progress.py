@@ -194,7 +194,8 @@ class FlowProgress(_Screen):
     def announce_sampling(self) -> None:
         """Say what happens before the first field, where it takes long."""
         if self.num_fields > 1:
-            self._say(f"looking at up to {SAMPLED_FIELDS} of {self.num_fields} fields for the scale of the colours")
+            some = f"{SAMPLED_FIELDS} of" if self.num_fields > SAMPLED_FIELDS else "all"
+            self._say(f"looking at {some} {self.num_fields} fields for the scale of the colours")
 
     def show(self, field: FlowField) -> None:
         """Count one field."""
@@ -329,6 +330,10 @@ class DrawingProgress(_Screen):
                 left = (self.total - done) / done * (now - self._started)
                 self._say(f"[{done}/{self.total}] steps, {left:.0f} s left")
                 self._said = now
+
+    def note(self, line: str) -> None:
+        """What people should know about the drawing."""
+        self._say(f"[yellow]note[/yellow] {escape(line)}")
 
     def close(self, outputs: Sequence[Path]) -> None:
         """The closing line."""

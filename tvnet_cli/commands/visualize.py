@@ -310,6 +310,8 @@ def figure(
     with DrawingProgress(plan.num_steps(units), quiet) as progress:
         sheet = plan.rows(moments, units, progress.step)
     write_sheet(output, sheet, plan.titles)
+    if not times and len(moments) < rows:
+        progress.note(f"{len(moments)} of {rows} rows: the film has no more parts in which something moves")
     progress.close([output])
 
 
