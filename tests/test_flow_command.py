@@ -360,12 +360,13 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     assert peaks[1] - peaks[0] < 40  # the fields of the longer film alone are 66 MB, its frames 25 MB
 
 
-def trained(folder: Path, change: float = 0.9) -> Path:
-    """Weights with a TVNet of two scales, its kernels multiplied by a number."""
+def trained(folder: Path, change: float = 0.9, divergence: float = 1) -> Path:
+    """Weights with a TVNet of two scales, its kernels multiplied by numbers."""
     model = weights_module.untrained_model("flow")
     net = TVNet(2, 1, 3, u0_size=(18, 24))
     with torch.no_grad():
         net.gradient_kernels.mul_(change)
+        net.divergence_kernels.mul_(divergence)
     tensors = model.network.state_dict() | {f"tvnet.{name}": tensor for name, tensor in net.state_dict().items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "w.safetensors")
     sha256 = hashlib.sha256((folder / "w.safetensors").read_bytes()).hexdigest()
@@ -409,13 +410,14 @@ def test_an_animation_of_four_pictures_is_a_film(tmp_path):
     assert "3 of 3 fields" in result.stderr
 
 
-def test_weights_too_large_to_compute_with_are_an_error_and_no_field(film, tmp_path, recwarn):
-    weights = trained(tmp_path, change=1e30)
+@pytest.mark.parametrize("scale", [1e20, 1e30, 3e38])
+def test_weights_too_large_to_compute_with_are_an_error_and_no_field(film, tmp_path, recwarn, scale):
+    weights = trained(tmp_path, divergence=scale)
     for how in (["-o", tmp_path / "a.h5"], ["-o", tmp_path / "a.mp4"]):
         result = flow(film, *how, "--weights", weights)
         assert result.exit_code == 1, result.output
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-        assert line.startswith("Error: film.mp4: the flow from frame 0 to 1 is not finite: the numbers of the weights ")
+        assert line.startswith("Error: film.mp4: the flow from frame 0 to 1 overflows: the numbers of the weights or ")
         assert not how[1].exists()
     assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
 

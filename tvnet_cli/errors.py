@@ -126,7 +126,7 @@ class FlowFileError(TVNetError):
 
 
 class FlowValueError(TVNetError):
-    """Flow that is not a finite number: the solver does not stand its weights or options."""
+    """Flow that overflows: the solver does not stand its weights or options."""
 
 
 class OutputError(TVNetError):

@@ -84,7 +84,7 @@ def write_flow(
     FlowFileError
         If an output cannot be gone on with.
     FlowValueError
-        If the flow is not finite. What was computed before it stays.
+        If the flow overflows. What was computed before it stays.
     """
     with ExitStack() as stack:
         for output in outputs:
@@ -301,11 +301,11 @@ def _field(sequence: FrameSequence, position: int, first: Picture, second: Pictu
 
 
 def _check_values(sequence: FrameSequence, position: int, arrays: Arrays) -> None:
-    """No flow is as long as what files of flow mark as unknown."""
+    """No flow is as long as what files of flow mark as unknown, nor is it NaN."""
     if not all((np.abs(array) <= UNKNOWN).all() for array in arrays.values()):
         first, second = sequence.frame_index[position : position + 2]
         raise FlowValueError(
-            f"{sequence.name}: the flow from frame {first} to {second} is not finite: "
+            f"{sequence.name}: the flow from frame {first} to {second} overflows: "
             "the numbers of the weights or of the options are too extreme for the solver"
         )
 
