@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tvnet_cli.errors import DiskFullError
-from tvnet_cli.features.format import DISK_IS_FULL, _disk_full
+
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class CalmFile(io.FileIO):
+    """A file that keeps its first error to itself until it is asked.
+
+    HDF5 cannot close a file that it cannot write to, and ends the process later.
+    """
+
+    error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except BaseException as error:  # Ctrl-C too
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except BaseException as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what went wrong in writing so far."""
+        if self.error is not None:
+            raise self.error
 
 
 @contextmanager
@@ -30,7 +66,11 @@ def writing(path: Path) -> Iterator[None]:
 
 def disk_full(path: Path, reason: str) -> DiskFullError:
     """The error of a file that there is no room for."""
-    return DiskFullError(f"cannot write {path}: {_disk_full(path.parent, reason)}")
+    disk = path.parent.absolute()
+    while not disk.is_mount():
+        disk = disk.parent
+    free = shutil.disk_usage(disk).free / 1e6
+    return DiskFullError(f"cannot write {path}: the disk at {disk} is full: {reason}, {free:.1f} MB are free")
 
 
 @contextmanager

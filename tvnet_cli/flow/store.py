@@ -6,6 +6,7 @@ process.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,11 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import DiskFullError, FlowFileError
-from tvnet_cli.features.format import _CalmFile
-from tvnet_cli.features.lock import NO_LOCKS_HERE
 from tvnet_cli.flow.field import Arrays, FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
-from tvnet_cli.writing import disk_full, replacing, writing
+from tvnet_cli.writing import CalmFile, disk_full, replacing, writing
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -33,6 +32,7 @@ except ImportError:  # Windows
 
 FORMAT, FORMAT_VERSION = "tvnet-flow", 1
 SPACE_BYTES = 2**30
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network disks
 TABLE_BYTES = 256  # at most, of what the tables of the file say about an array of a field
 BEGINNING_BYTES = 2**16  # at most, of what the file holds before any field
 
@@ -84,7 +84,7 @@ class FlowStore:
         self.overwrite = overwrite
         self.num_done = 0
         self._file: h5py.File | None = None
-        self._raw: _CalmFile | None = None
+        self._raw: CalmFile | None = None
 
     def __enter__(self) -> FlowStore:
         if self.path.exists() and not self.overwrite:
@@ -158,8 +158,7 @@ class FlowStore:
             try:
                 yield
             finally:
-                if self._raw.error is not None:
-                    raise self._raw.error
+                self._raw.check()
 
     def _make_room(self, file: h5py.File, start: int, values: dict[str, NDArray[Any]]) -> None:
         """Set aside space for the next fields."""
@@ -185,7 +184,7 @@ class FlowStore:
         """Open the file that is there, and keep other runs from it."""
         with ExitStack() as stack:
             try:
-                raw = stack.enter_context(_CalmFile(self.path, "r+b"))
+                raw = stack.enter_context(CalmFile(self.path, "r+b"))
                 _lock(raw)
                 file = stack.enter_context(h5py.File(raw, "r+"))
             except BlockingIOError:
@@ -208,7 +207,7 @@ class FlowStore:
 
     def _create(self, values: dict[str, NDArray[Any]]) -> None:
         """The file with all its space, put in its place when it is whole."""
-        with replacing(self.path) as new, _CalmFile(new, "w+b") as raw:
+        with replacing(self.path) as new, CalmFile(new, "w+b") as raw:
             room = self._fields_at_once(0, values)
             with h5py.File(raw, "w") as file:
                 file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
@@ -217,12 +216,11 @@ class FlowStore:
                     _create_dataset(file, name, (room, *value.shape), value.dtype, (1, *value.shape))
                 _create_dataset(file, "pts_seconds", (room,), np.dtype(np.float64), (1024,))
                 file["pts_seconds"][:] = np.nan
-            if raw.error is not None:
-                raise raw.error
+            raw.check()
             os.fsync(raw.fileno())
 
 
-def _lock(file: _CalmFile) -> None:
+def _lock(file: CalmFile) -> None:
     """Keep other programs from a file for as long as it is open, HDF5's readers too, where the disk knows locks."""
     if flock is None:
         return
