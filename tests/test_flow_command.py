@@ -555,6 +555,7 @@ def test_a_full_disk_is_one_clear_line_and_with_room_the_run_goes_on(tmp_path, s
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     said = rf"Error: cannot write {small_disk}/{named}: the disk at {small_disk} is full: .* MB are free; {kept}"
     assert re.match(said, line)
+    assert "nothing to do" not in flow(*[word for word in command if word != "--overwrite"]).stderr
     left = {path.name for path in small_disk.iterdir()}
     assert left == {"fill", place} if how or place.endswith("h5") else left == {"fill"}
     subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)

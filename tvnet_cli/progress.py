@@ -208,7 +208,9 @@ class FlowProgress(_Screen):
             self._say(f"[{field.position + 1}/{self.num_fields}] {rate}")
             self._said = now
 
-    def close(self, targets: Sequence[Target], max_flow: float | None, interrupted: bool) -> None:
+    def close(
+        self, targets: Sequence[Target], max_flow: float | None, interrupted: bool = False, failed: bool = False
+    ) -> None:
         """The closing lines: what was written, and how to read its colours."""
         for note in self.sequence.notes:
             self._say(f"[yellow]note[/yellow] {escape(self.sequence.name)}: {escape(note)}")
@@ -221,7 +223,7 @@ class FlowProgress(_Screen):
                 f"{self.last.position + 1} of {self.num_fields} fields of {width} x {height} pixels{earlier} "
                 f"in {time.monotonic() - self._started:.1f} s" + (f"; wrote {escape(written)}" if written else "")
             )
-        elif not interrupted and written:
+        elif not interrupted and not failed and written:
             self._say(f"nothing to do: all {self.num_fields} fields are in {escape(written)}")
         if max_flow is not None and any(target.coloured for target in targets):
             self._say(f"colours: full at {max_flow:.3g} pixels, darker beyond; --max-flow changes it")

@@ -197,7 +197,7 @@ def flow(
             broken = error
         except KeyboardInterrupt:  # asked twice
             interrupted = True
-    progress.close(targets, max_flow, interrupted)
+    progress.close(targets, max_flow, interrupted, failed=broken is not None)
     if as_json:
         click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
     elif errors.means():
