@@ -360,13 +360,13 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     assert peaks[1] - peaks[0] < 40  # the fields of the longer film alone are 66 MB, its frames 25 MB
 
 
-def trained(folder: Path, change: bool = True) -> Path:
-    """Weights with a TVNet of two scales, its kernels slightly changed."""
+def trained(folder: Path, change: float = 0.9, divergence: float = 1) -> Path:
+    """Weights with a TVNet of two scales, its kernels multiplied by numbers."""
     model = weights_module.untrained_model("flow")
     net = TVNet(2, 1, 3, u0_size=(18, 24))
-    if change:
-        with torch.no_grad():
-            net.gradient_kernels.mul_(0.9)
+    with torch.no_grad():
+        net.gradient_kernels.mul_(change)
+        net.divergence_kernels.mul_(divergence)
     tensors = model.network.state_dict() | {f"tvnet.{name}": tensor for name, tensor in net.state_dict().items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "w.safetensors")
     sha256 = hashlib.sha256((folder / "w.safetensors").read_bytes()).hexdigest()
@@ -393,9 +393,42 @@ def test_trained_kernels_come_with_their_schedule(pair, tmp_path):
     assert result.exit_code == 2
     assert "bring the schedule" in result.stderr
     assert flow(*pair, "--weights", weights, "--tau", "0.2").exit_code == 2
-    result = flow(*pair, "--weights", trained(tmp_path, change=False))
+    result = flow(*pair, "--weights", trained(tmp_path, change=1))
     assert result.exit_code == 1
     assert "holds no trained TVNet kernels" in result.stderr
+
+
+def animate(path: Path) -> Path:
+    first, *others = (Image.fromarray(moving(number)).convert("RGB") for number in range(4))
+    first.save(path, save_all=True, append_images=others, duration=100)
+    return path
+
+
+def test_an_animation_of_four_pictures_is_a_film(tmp_path):
+    result = flow(animate(tmp_path / "a.gif"), "-o", tmp_path / "a.h5")
+    assert result.exit_code == 0, result.stderr
+    assert "3 of 3 fields" in result.stderr
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30, 3e38])
+def test_weights_too_large_to_compute_with_are_an_error_and_no_field(film, tmp_path, recwarn, scale):
+    weights = trained(tmp_path, divergence=scale)
+    for how in (["-o", tmp_path / "a.h5"], ["-o", tmp_path / "a.mp4"]):
+        result = flow(film, *how, "--weights", weights)
+        assert result.exit_code == 1, result.output
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert line.startswith("Error: film.mp4: the flow from frame 0 to 1 overflows: the numbers of the weights or ")
+        assert not how[1].exists()
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+def test_small_films_say_how_many_fields_are_looked_at(film, tmp_path):
+    assert "looking at all 7 fields for the scale" in flow(film, "-o", tmp_path / "a.mp4").stderr
+
+
+def test_rounding_noise_of_equal_frames_is_white(pair, tmp_path):
+    assert flow(pair[0], pair[0], "-o", tmp_path / "same.png", "--iterations", "50").exit_code == 0
+    assert np.asarray(Image.open(tmp_path / "same.png")).min() >= 254
 
 
 @pytest.mark.parametrize(
@@ -418,6 +451,17 @@ def test_trained_kernels_come_with_their_schedule(pair, tmp_path):
         ("{film} --presmoothing -1", 2, "presmoothing must be 'authors' or 0 to 10 pixels"),
         ("{film} --presmoothing much", 2, "'much'"),
         ("{film} --median-size 4", 2, "median_size must be 0 or an odd number"),
+        ("{film} --median-size 99", 2, "median_size must be 0 or an odd number of 3 to 11"),
+        ("{film} --tau 1e30", 2, "tau must be a positive number, 1e-6 to 1e6, not 1e+30"),
+        ("{film} --presmoothing x", 2, "--presmoothing must be a number of pixels or 'authors', not 'x'"),
+        ("{film} --start nan", 2, "Invalid value for '--start': nan is no finite number"),
+        ("{film} --max-flow nan", 2, "Invalid value for '--max-flow': nan is no finite number"),
+        ("{film} --max-flow inf", 2, "Invalid value for '--max-flow': inf is no finite number"),
+        ("{film} -o {tmp}/precious --format flo", 1, "precious is a file, and flo needs a folder there"),
+        ("{film} -o {tmp}/precious --format h5", 1, "precious is a file, and h5 needs a folder there"),
+        ("{tmp}/2x2.png {tmp}/2x2.png", 1, "2x2.png: too small: 2 x 2 pixels"),
+        ("{tmp}/moving.gif {a}", 1, "moving.gif holds 4 pictures: give a film, or take them apart"),
+        ("{tmp}/moving.webp", 1, "moving.webp holds 4 pictures: give a film, or take them apart"),
         ("{film} --every 0", 2, "--every"),
         ("{film} --start 2 --end 1", 2, "does not lie behind the start"),
         ("{film} --start 99", 1, "optical flow needs two frames, and here 0"),
@@ -445,6 +489,10 @@ def test_each_mistake_has_one_clear_line(film, pair, tmp_path, arguments, exit_c
     Image.new("RGB", (60, 50)).save(small)
     text.write_text("text")
     truth.write_bytes(write_flo(np.zeros((2, 50, 60))))
+    (tmp_path / "precious").write_text("text")
+    Image.new("RGB", (2, 2)).save(tmp_path / "2x2.png")
+    for name in ("moving.gif", "moving.webp"):
+        animate(tmp_path / name)
     write_film(tiny, 4, picture=lambda number: np.full((12, 8), 40 * number, np.uint8))
     (tmp_path / "empty").mkdir()
     (tmp_path / "sub" / "frames").mkdir(parents=True)
@@ -484,3 +532,34 @@ def test_a_log_file_tells_what_was_done(pair, tmp_path):
     assert (started["event"], started["fields"], started["outputs"]) == ("started", 1, [str(tmp_path / "ab.flo")])
     assert started["recipe"]["tvnet"]["num_iterations"] == 3
     assert (ended["event"], ended["exit_code"]) == ("ended", 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "fill", "named", "kept"),
+    [
+        ("a.h5", 0, "a.h5", r"\d\d fields are kept; once there is room the same command goes on from here"),
+        ("a.h5 --half --overwrite", 0, "a.h5", r"\d\d fields are kept; once there is room the same command goes on"),
+        ("out --format flo", 0, "out/flow_000\\d\\d.flo", r"\d\d fields are kept; once there is room the same command"),
+        ("out --format png", 2000, "out/flow_000\\d\\d.png", r"\d+ fields are kept; once there is room the same"),
+        ("a.npz", 0, "a.npz", "make room, or choose another output"),
+        ("a.mp4", 2000, "a.mp4", "make room, or choose another output"),
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_with_room_the_run_goes_on(tmp_path, small_disk, output, fill, named, kept):
+    film = write_film(tmp_path / "film.mp4", 99, picture=moving)
+    place, *how = output.split()
+    (small_disk / "fill").write_bytes(bytes(1024 * fill))
+    command = [film, "-o", small_disk / place, *how, "--max-flow", "3"]
+    result = flow(*command)
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    said = rf"Error: cannot write {small_disk}/{named}: the disk at {small_disk} is full: .* MB are free; {kept}"
+    assert re.match(said, line)
+    assert "nothing to do" not in flow(*[word for word in command if word != "--overwrite"]).stderr
+    left = {path.name for path in small_disk.iterdir()}
+    assert left == {"fill", place} if how or place.endswith("h5") else left == {"fill"}
+    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+    result = flow(*[word for word in command if word != "--overwrite"])
+    assert result.exit_code == 0, result.output
+    assert "98 of 98 fields" in result.stderr
+    assert ("were there already" in result.stderr) == ("kept" in kept)

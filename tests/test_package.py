@@ -26,7 +26,7 @@ FLOORS = [
     {"network"},
     {"flow"},
     {"video"},
-    {"recipe", "device", "interrupt", "log"},
+    {"recipe", "device", "interrupt", "log", "writing"},
     {"options", "errors", "url"},
 ]
 

@@ -126,6 +126,29 @@ def test_figures_lie_beside_the_film(film):
         assert sheet.width > 5 * sheet.height
 
 
+@pytest.mark.parametrize("command", ["figure", "scales", "deepdraw"])
+def test_a_full_disk_leaves_the_picture_that_was_there(film, small_disk, command):
+    output = small_disk / "old.png"
+    output.write_bytes(b"old")
+    (small_disk / "fill").write_bytes(bytes(2040 << 10))
+    if command == "deepdraw":
+        result = deepdraw("--layer", "fc", "--unit", "0", "-o", output)
+    else:
+        columns = ["--columns", "frame,tv-l1", "--rows", 1] if command == "figure" else []
+        result = visualize(command, film, "-o", output, *columns)
+    assert result.exit_code == 1, result.output
+    assert f"Error: cannot write {output}: the disk at {small_disk} is full: No space left on device" in result.stderr
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["fill", "old.png"]
+
+
+def test_a_figure_says_when_the_film_has_fewer_moments_than_rows(tmp_path):
+    film = write_film(tmp_path / "film.mp4", 10, picture=moving)
+    result = visualize("figure", film, "--columns", "frame,tv-l1", "--rows", 500)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"note \d of 500 rows: the film has no more parts in which something moves", result.stderr)
+
+
 def test_scales_may_be_more(film):
     for scales, name in ((2, "a.png"), (4, "b.png")):
         result = visualize("scales", film, "--scales", scales, "--preset", "tvnet-50", "-o", film.with_name(name))

@@ -8,6 +8,7 @@ TVNetError
         DamagedError     a feature file that cannot be read, or whose rows are not what was written
     DiskFullError        no room for what is to be written
     FlowFileError        a file of flow that cannot be read, or was made in another way
+    FlowValueError       flow that the solver cannot compute with these numbers
     OutputError          outputs that cannot be told apart, or that would be written over something
     TrainingError        a training that cannot begin or go on
     DatasetError         a set of inputs that cannot be worked on
@@ -127,6 +128,10 @@ class DiskFullError(TVNetError):
 
 class FlowFileError(TVNetError):
     """A file or folder of flow that cannot be read, or that another recipe made."""
+
+
+class FlowValueError(TVNetError):
+    """Flow that overflows: the solver does not stand its weights or options."""
 
 
 class OutputError(TVNetError):

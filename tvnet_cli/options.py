@@ -40,6 +40,7 @@ DEFAULT_PRESET = "tvnet-50"
 NEIGHBOURS_SHOWN = 12  # of a video, by tvnet visualize features
 MOST_VIDEOS_SHOWN = 3000  # by it; the time of t-SNE and the size of the page grow with them
 MAX_SMOOTHING = 10  # pixels
+MAX_MEDIAN_SIZE = 11  # pixels; the time of a median grows with the fourth power
 MAX_OCTAVE_SCALE = 4  # the canvas of gradient ascent grows to this by an octave
 MAX_UPDATES = 1_000_000  # of all scales, warps and iterations: the preset tv-l1 has 3,000
 MAX_SEED = 2**32 - 1  # with the number of a step it still fits the 64 bits that torch takes
@@ -55,6 +56,8 @@ DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 25}
 Rule = tuple[str, Callable[[float], bool]]
 COUNT: Rule = ("at least 1", lambda value: value >= 1)
 POSITIVE: Rule = ("a positive number", lambda value: 0 < value < math.inf)
+# Far beyond all that converges, and within what float32 can square.
+MODERATE: Rule = ("a positive number, 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6)
 NOT_NEGATIVE: Rule = ("0 or more", lambda value: 0 <= value < math.inf)
 SEED: Rule = (f"0 to {MAX_SEED}", lambda value: 0 <= value <= MAX_SEED)
 SHARE: Rule = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
@@ -100,7 +103,7 @@ class TVNetOptions:
         Average over as many pixels as a coarser level drops, so that fine texture cannot pose as coarse texture.
     ignore_outside : bool
         No data term where the flow leaves the frame: what is there was not filmed.
-    median_size : int, pixels, 0 or odd
+    median_size : int, pixels, 0 or odd, at most 11
         Side of the median filter of the flow after each warp, which takes outliers away and keeps edges; 0: none.
     edge_weight : float
         How much cheaper the flow bends along edges of the first frame, where things end; 0: not at all.
@@ -126,7 +129,7 @@ class TVNetOptions:
         updates = self.num_scales * self.num_warps * self.num_iterations
         if updates > MAX_UPDATES:
             raise ValueError(f"scales x warps x iterations must be at most {MAX_UPDATES:,}, not {updates:,}")
-        _require(self, POSITIVE, "tau lambda_ theta")
+        _require(self, MODERATE, "tau lambda_ theta")
         if not 0 < self.zoom_factor < 1:
             raise ValueError(f"zoom_factor must lie between 0 and 1, not {self.zoom_factor}")
         if self.sampler not in SAMPLERS:
@@ -139,8 +142,10 @@ class TVNetOptions:
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.coarsest_side < 3:
             raise ValueError(f"coarsest_side must be at least 3, not {self.coarsest_side}")
-        if self.median_size != 0 and (self.median_size < 3 or self.median_size % 2 == 0):
-            raise ValueError(f"median_size must be 0 or an odd number from 3 on, not {self.median_size}")
+        if self.median_size not in (0, *range(3, MAX_MEDIAN_SIZE + 1, 2)):
+            raise ValueError(
+                f"median_size must be 0 or an odd number of 3 to {MAX_MEDIAN_SIZE}, not {self.median_size}"
+            )
         _require(self, NOT_NEGATIVE, "edge_weight")
 
 

@@ -197,7 +197,8 @@ class FlowProgress(_Screen):
     def announce_sampling(self) -> None:
         """Say what happens before the first field, where it takes long."""
         if self.num_fields > 1:
-            self._say(f"looking at up to {SAMPLED_FIELDS} of {self.num_fields} fields for the scale of the colours")
+            some = f"{SAMPLED_FIELDS} of" if self.num_fields > SAMPLED_FIELDS else "all"
+            self._say(f"looking at {some} {self.num_fields} fields for the scale of the colours")
 
     def show(self, field: FlowField) -> None:
         """Count one field."""
@@ -210,7 +211,9 @@ class FlowProgress(_Screen):
             self._say(f"[{field.position + 1}/{self.num_fields}] {rate}")
             self._said = now
 
-    def close(self, targets: Sequence[Target], max_flow: float | None, interrupted: bool) -> None:
+    def close(
+        self, targets: Sequence[Target], max_flow: float | None, interrupted: bool = False, failed: bool = False
+    ) -> None:
         """The closing lines: what was written, and how to read its colours."""
         for note in self.sequence.notes:
             self._say(f"[yellow]note[/yellow] {escape(self.sequence.name)}: {escape(note)}")
@@ -223,17 +226,23 @@ class FlowProgress(_Screen):
                 f"{self.last.position + 1} of {self.num_fields} fields of {width} x {height} pixels{earlier} "
                 f"in {time.monotonic() - self._started:.1f} s" + (f"; wrote {escape(written)}" if written else "")
             )
-        elif not interrupted and written:
+        elif not interrupted and not failed and written:
             self._say(f"nothing to do: all {self.num_fields} fields are in {escape(written)}")
         if max_flow is not None and any(target.coloured for target in targets):
             self._say(f"colours: full at {max_flow:.3g} pixels, darker beyond; --max-flow changes it")
         if interrupted:
-            again = "; the same command goes on from here" if any(target.resumes for target in targets) else ""
+            again = "; the same command goes on from here" if _resumes(targets) else ""
             self._say(f"interrupted: {self.kept()}{again}", always=True)
 
     def kept(self) -> str:
         """What is left of a run that ended early."""
         return f"{self.last.position + 1} fields are kept" if self.last else "no field was written"
+
+    def once_there_is_room(self, targets: Sequence[Target]) -> str:
+        """What to do about a disk that is full."""
+        if _resumes(targets):
+            return f"{self.kept()}; once there is room the same command goes on from here"
+        return "make room, or choose another output"
 
     def summary(self, targets: Sequence[Target], max_flow: float | None) -> dict[str, object]:
         """The run as plain values, ready for JSON."""
@@ -327,6 +336,10 @@ class DrawingProgress(_Screen):
                 self._say(f"[{done}/{self.total}] steps, {left:.0f} s left")
                 self._said = now
 
+    def note(self, line: str) -> None:
+        """What people should know about the drawing."""
+        self._say(f"[yellow]note[/yellow] {escape(line)}")
+
     def close(self, outputs: Sequence[Path]) -> None:
         """The closing line."""
         written = ", ".join(map(str, outputs))
@@ -358,6 +371,10 @@ class DownloadProgress(_Screen):
         for note in notes:
             self._say(f"[yellow]note[/yellow] {escape(note)}")
         self._say(f"{escape(self.name)} is in {escape(str(path))}; --weights {escape(self.name)} takes it")
+
+
+def _resumes(targets: Sequence[Target]) -> bool:
+    return any(target.resumes for target in targets)
 
 
 def _written(targets: Sequence[Target]) -> list[str]:

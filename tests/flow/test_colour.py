@@ -54,6 +54,7 @@ def test_the_scale_of_a_film_passes_over_a_few_wild_vectors():
     calm = np.full((2, 100, 100), 1.0)
     wild = calm.copy()
     wild[0, 0, :5] = 50.0
+    assert colour_scale([calm / 1e6]) == colour_scale([calm / 1e6, calm / 1e6]) == 0.25
     assert colour_scale([wild]) == pytest.approx(np.hypot(50, 1))
     assert colour_scale([calm, wild]) == pytest.approx(np.hypot(1, 1))
 

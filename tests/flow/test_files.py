@@ -217,7 +217,7 @@ def test_a_folder_goes_on_behind_its_last_whole_field(tmp_path):
 
 def test_the_file_that_tells_that_a_field_is_whole_comes_last(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(files_module, "_replace", lambda path, content: written.append(path.name))
+    monkeypatch.setattr(files_module, "write_whole", lambda path, content: written.append(path.name))
     with folder(tmp_path) as output:
         output.write(all_arrays())
     assert len(written) == 5

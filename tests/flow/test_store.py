@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tvnet_cli.errors import FlowFileError
+from tvnet_cli.errors import DiskFullError, FlowFileError
 from tvnet_cli.flow import store as store_module
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.store import FlowStore
@@ -132,10 +133,10 @@ def test_what_a_kill_would_leave_at_any_moment(tmp_path, monkeypatch):
         copy.write_bytes(content)
         with h5py.File(copy, "r", locking=False) as file:
             states.append(np.isfinite(file["pts_seconds"][:]).tolist())
-            for position in range(2 + (number + 1) // 2):
+            for position in range(min(2 + (number + 1) // 2, 4)):
                 np.testing.assert_array_equal(file["flow"][position], make_field(position).flow)
-    # Room, then for each field the field first and then the mark that it is there; behind it nothing.
-    there = [[True] * count + [False] * (4 - count) for count in (2, 2, 3, 3, 4)]
+    # Room, then for each field the field first and then the mark that it is there; behind it nothing; and the end.
+    there = [[True] * count + [False] * (4 - count) for count in (2, 2, 3, 3, 4, 4)]
     assert states == there
 
 
@@ -217,3 +218,53 @@ def test_a_second_run_on_the_file_is_refused(tmp_path):
             pass
         run.communicate("go on\n")
     check(path, 3)
+
+
+@pytest.mark.parametrize("surprise", [False, True], ids=["room was counted", "another program took the room"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_full_disk_keeps_the_fields_that_are_there_and_with_room_the_run_goes_on(
+    small_disk, monkeypatch, surprise, overwrite
+):
+    path, size = small_disk / "a.h5", (64, 96)  # about 110 kB a field
+    if overwrite:
+        write(path, range(2), num_fields=2, recipe="old")
+    if surprise:
+        monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    todo = iter(range(40))
+
+    def run() -> None:
+        with store(path, 40, overwrite=overwrite) as output:
+            for position in todo:
+                output.write(make_field(position, size))
+
+    with pytest.raises(DiskFullError, match=rf"cannot write {path}: the disk at {small_disk} is full: .* MB are free"):
+        run()
+    done = next(todo) - 1
+    assert done > 10
+    with h5py.File(path, "r") as file:
+        assert not file.attrs["complete"]
+        assert np.isfinite(file["pts_seconds"][:]).sum() == done
+        np.testing.assert_array_equal(file["flow"][done - 1], make_field(done - 1, size).flow)
+    assert [one.name for one in small_disk.iterdir()] == ["a.h5"]
+    subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+    with store(path, 40) as output:
+        assert output.num_done == done
+        for position in range(40):
+            output.write(make_field(position, size))
+    with h5py.File(path, "r") as file:
+        assert file.attrs["complete"]
+        np.testing.assert_array_equal(file["flow"][:], np.stack([make_field(n, size).flow for n in range(40)]))
+        np.testing.assert_array_equal(file["pts_seconds"][:], np.arange(40) / 10)
+
+
+def test_a_run_that_has_all_fields_on_a_full_disk_is_complete(small_disk):
+    path = small_disk / "a.h5"
+    write(path, range(4))
+    (small_disk / "fill").write_bytes(bytes(1 << 20))
+    with suppress(OSError), (small_disk / "more").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    write(path, range(4))
+    check(path, 4)
+    with h5py.File(path, "r") as file:
+        assert file.attrs["complete"]

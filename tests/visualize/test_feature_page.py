@@ -481,3 +481,13 @@ def test_the_page_is_light_or_dark_as_the_reader_likes(browser, page, scheme):
     assert (ground > ink) == (scheme == "light")
     assert browser.value("document.documentElement.scrollWidth <= innerWidth"), "a telephone need not scroll aside"
     browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(features, small_disk):
+    output = small_disk / "old.html"
+    output.write_bytes(b"old")
+    (small_disk / "fill").write_bytes(bytes(2040 << 10))
+    result = visualize_features(features, "-o", output)
+    assert result.exit_code == 1
+    assert f"Error: cannot write {output}: the disk at {small_disk} is full" in result.stderr
+    assert output.read_bytes() == b"old"

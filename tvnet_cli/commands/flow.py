@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from contextlib import closing
@@ -22,7 +23,7 @@ from tvnet_cli.commands.common import (
     with_log,
     with_options,
 )
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import DiskFullError, FlowValueError, TVNetError, VideoReadError
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import (
     DEFAULT_BATCH_SIZE,
@@ -42,6 +43,12 @@ def _parse_size(context: click.Context, parameter: click.Parameter, text: str | 
     if text is not None and not match:
         raise click.BadParameter(f"{text!r} is no size: height x width, as in 240x320")
     return (int(match[1]), int(match[2])) if match else None
+
+
+def _finite(context: click.Context, parameter: click.Parameter, number: float | None) -> float | None:
+    if number is not None and not math.isfinite(number):
+        raise click.BadParameter(f"{number} is no finite number")
+    return number
 
 
 # The numbers of the solver, by their names in TVNetOptions; each replaces that of the preset.
@@ -77,8 +84,8 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
     help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file.",
     shell_complete=complete_weights(),
 )
-@click.option("--start", type=float, metavar="SECONDS", help="Begin at this time.")
-@click.option("--end", type=float, metavar="SECONDS", help="Stop before this time.")
+@click.option("--start", type=float, callback=_finite, metavar="SECONDS", help="Begin at this time.")
+@click.option("--end", type=float, callback=_finite, metavar="SECONDS", help="Stop before this time.")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take each Nth frame only.")
 @click.option("--fps", type=float, default=FrameOptions.fps, show_default=True, help="Rate of images as a film.")
 @click.option("--short-side", type=int, metavar="PIXELS", help="Resize frames to this short side.")
@@ -87,7 +94,13 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
 @click.option("--occlusion", is_flag=True, help="Also mask the pixels that the second frame does not show.")
 @click.option("--show-scales", is_flag=True, help="Also write the flow of every level of the pyramid.")
 @click.option("--half", is_flag=True, help="Flow as float16 in .h5 and .npz.")
-@click.option("--max-flow", type=click.FloatRange(0, min_open=True), metavar="PIXELS", help="Length in full colour.")
+@click.option(
+    "--max-flow",
+    type=click.FloatRange(0, min_open=True),
+    callback=_finite,
+    metavar="PIXELS",
+    help="Length in full colour.",
+)
 @click.option("--truth", type=PATH, help="True flow, .flo or KITTI .png, or a folder of them: print the error.")
 @DEVICE
 @click.option(
@@ -159,7 +172,8 @@ def flow(
     writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
 
     log.started(fields=progress.num_fields, outputs=[str(target.path) for target in targets], recipe=recipe)
-    broken, interrupted = "", False
+    broken: TVNetError | None = None
+    interrupted = False
     with progress, interruptible() as asked_to_stop:
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
         results = write_flow(
@@ -179,18 +193,21 @@ def flow(
                     if asked_to_stop.is_set():
                         interrupted = True
                         break
-        except VideoReadError as error:
-            broken = str(error)
+        except (VideoReadError, FlowValueError, DiskFullError) as error:
+            broken = error
         except KeyboardInterrupt:  # asked twice
             interrupted = True
-    progress.close(targets, max_flow, interrupted)
+    progress.close(targets, max_flow, interrupted, failed=broken is not None)
     if as_json:
         click.echo(json.dumps({**progress.summary(targets, max_flow), **errors.means()}))
     elif errors.means():
         click.echo(errors)
-    broken = broken or (f"{paths[0]}: {sequence.damage}" if sequence.damage else "")
+    if broken is None and sequence.damage:
+        broken = VideoReadError(f"{paths[0]}: {sequence.damage}")
+    if isinstance(broken, DiskFullError):
+        raise DiskFullError(f"{broken}; {progress.once_there_is_room(targets)}")
     if broken:
-        raise VideoReadError(f"{broken}; {progress.kept()}")
+        raise type(broken)(f"{broken}; {progress.kept()}")
     if interrupted:
         sys.exit(INTERRUPTED)
 
@@ -215,9 +232,12 @@ def _flow_options(
 
 def read_schedule(preset: str | None, numbers: dict[str, Any]) -> TVNetOptions:
     """The numbers of a preset, and those that were given."""
+    smoothing = numbers.get("presmoothing", "authors")
     try:
-        if numbers.get("presmoothing", "authors") != "authors":
-            numbers["presmoothing"] = float(numbers["presmoothing"])
+        numbers |= {} if smoothing == "authors" else {"presmoothing": float(smoothing)}
+    except ValueError:
+        raise click.UsageError(f"--presmoothing must be a number of pixels or 'authors', not {smoothing!r}") from None
+    try:
         return dataclasses.replace(PRESETS[preset or DEFAULT_PRESET], **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

@@ -87,6 +87,7 @@ def features(
 
     from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.visualize.feature_page import feature_page
+    from tvnet_cli.writing import write_whole
 
     with StageProgress(quiet) as progress:
         page = feature_page(
@@ -99,7 +100,7 @@ def features(
             progress=progress,
         )
         progress.notes(page.notes)
-    output.write_bytes(page.html.encode("utf-8", "backslashreplace"))
+    write_whole(output, page.html.encode("utf-8", "backslashreplace"))
     if not quiet:
         size = output.stat().st_size / 2**20
         click.echo(f"{page.num_videos} videos, {page.num_layers} layers: {output}, {size:.1f} MB", err=True)
@@ -309,6 +310,8 @@ def figure(
     with DrawingProgress(plan.num_steps(units), quiet) as progress:
         sheet = plan.rows(moments, units, progress.step)
     write_sheet(output, sheet, plan.titles)
+    if not times and len(moments) < rows:
+        progress.note(f"{len(moments)} of {rows} rows: the film has no more parts in which something moves")
     progress.close([output])
 
 

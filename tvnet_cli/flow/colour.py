@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 _STEPS = {"red-yellow": 15, "yellow-green": 6, "green-cyan": 4, "cyan-blue": 11, "blue-magenta": 13, "magenta-red": 6}
 _PURE = np.array([[255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 255, 255], [0, 0, 255], [255, 0, 255], [255, 0, 0]])
 _TOO_LONG = 0.75  # brightness of vectors longer than the scale
+LEAST_SCALE = 0.25  # pixels, of scales that the fields decide: no rounding noise where nothing moves
 COVERED = 0.999  # share of a film's vectors that the scale covers
 LEGEND_MIN_SIDE = 64  # pixels; it would cover a smaller picture
 UNKNOWN = 1e9  # pixels; the Middlebury files mark unknown flow by more than this
@@ -67,11 +68,12 @@ def colour_scale(fields: Sequence[NDArray[np.floating]]) -> float:
     """The length, in pixels, to be shown fully saturated in pictures of these fields, (2, H, W) each.
 
     For one field its longest vector, as is usual; for a film the length that 99.9 % of the vectors do not exceed,
-    since one wild vector would make all of the film pale.
+    since one wild vector would make all of the film pale. At least 0.25 pixels, at which rounding noise is white.
     """
     if len(fields) == 1:
-        return longest(fields[0])
-    return float(np.quantile(np.concatenate([np.hypot(*field).ravel() for field in fields]), COVERED))
+        return max(LEAST_SCALE, longest(fields[0]))
+    lengths = np.concatenate([np.hypot(*field).ravel() for field in fields])
+    return max(LEAST_SCALE, float(np.quantile(lengths, COVERED)))
 
 
 def longest(flow: NDArray[np.floating]) -> float:

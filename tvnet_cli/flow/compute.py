@@ -16,8 +16,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from tvnet_cli.device import choose_device, num_workers, thread_pool, true_float32
-from tvnet_cli.errors import FlowFileError, VideoReadError
+from tvnet_cli.errors import FlowFileError, FlowValueError, VideoReadError
 from tvnet_cli.flow.accuracy import occlusion
+from tvnet_cli.flow.colour import UNKNOWN
 from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.flow.store import FlowStore
 from tvnet_cli.flow.tvnet import TVNet
@@ -82,6 +83,8 @@ def write_flow(
         If a frame cannot be read. What was computed before it stays.
     FlowFileError
         If an output cannot be gone on with.
+    FlowValueError
+        If the flow overflows. What was computed before it stays.
     """
     with ExitStack() as stack:
         for output in outputs:
@@ -147,6 +150,7 @@ def compute_fields(
             computed = iter(arrays.result())
             for position, first, second in pairs:
                 found = sampled[position] if position in sampled else next(computed)
+                _check_values(sequence, position, found)
                 yield _field(sequence, position, first, second, found)
 
         try:
@@ -188,6 +192,8 @@ def sample_fields(sequence: FrameSequence, tvnet: TVNet, options: FieldOptions) 
                 if position in starts and first is not None and second is not None:
                     at_work[position] = pool.submit(solve_pairs, tvnet, [(first, second)], options)
         sampled = {position: future.result()[0] for position, future in at_work.items()}
+    for position, arrays in sampled.items():
+        _check_values(sequence, position, arrays)
     if not sampled:
         sampled[0] = next(compute_fields(sequence, tvnet, options)).arrays
     return sampled
@@ -292,6 +298,16 @@ def _field(sequence: FrameSequence, position: int, first: Picture, second: Pictu
         second=second,
         arrays=arrays,
     )
+
+
+def _check_values(sequence: FrameSequence, position: int, arrays: Arrays) -> None:
+    """No flow is as long as what files of flow mark as unknown, nor is it NaN."""
+    if not all((np.abs(array) <= UNKNOWN).all() for array in arrays.values()):
+        first, second = sequence.frame_index[position : position + 2]
+        raise FlowValueError(
+            f"{sequence.name}: the flow from frame {first} to {second} overflows: "
+            "the numbers of the weights or of the options are too extreme for the solver"
+        )
 
 
 def _check_times(store: FlowStore, sequence: FrameSequence) -> None:

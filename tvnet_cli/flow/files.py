@@ -9,6 +9,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from tvnet_cli.errors import FlowFileError
 from tvnet_cli.flow.colour import flow_to_colour
 from tvnet_cli.flow.field import FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
+from tvnet_cli.writing import write_whole, writing
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
 JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
@@ -140,7 +142,7 @@ class FieldFile:
     def write(self, field: FlowField) -> None:
         for name, content in self.encode(field).items():
             own = name == f"flow{self.path.suffix.lower()}"
-            _replace(self.path if own else self.path.with_name(f"{self.path.stem}.{name}"), content)
+            write_whole(self.path if own else self.path.with_name(f"{self.path.stem}.{name}"), content)
 
 
 class FieldFolder:
@@ -184,7 +186,7 @@ class FieldFolder:
             )
         while self._name(self._last, self.num_done).exists():
             self.num_done += 1
-        _replace(self._card, json.dumps(self.recipe).encode())
+        write_whole(self._card, json.dumps(self.recipe).encode())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -195,7 +197,7 @@ class FieldFolder:
             return
         files = self.encode(field)
         for name in sorted(files, key=lambda name: name == self._last):
-            _replace(self._name(name, field.position), files[name])
+            write_whole(self._name(name, field.position), files[name])
         self.num_done = field.position + 1
 
     def _name(self, name: str, position: int) -> Path:
@@ -228,15 +230,18 @@ class NpzFile:
 
     def __enter__(self) -> NpzFile:
         shutil.rmtree(self._parts, ignore_errors=True)
-        self._parts.mkdir(parents=True)
+        with writing(self.path):
+            self._parts.mkdir(parents=True)
         return self
 
     def write(self, field: FlowField) -> None:
         for name, array in field.arrays.items():
             stored = as_stored(array, self.half)
-            if name not in self._files:
-                self._files[name] = (self._parts / name).open("w+b"), stored.dtype, stored.shape
-            self._files[name][0].write(stored.tobytes())
+            with writing(self.path):
+                if name not in self._files:
+                    self._files[name] = (self._parts / name).open("w+b"), stored.dtype, stored.shape
+                self._files[name][0].write(stored.tobytes())
+                self._files[name][0].flush()
         self._frame_index.append(field.frame_index)
         self._pts_seconds.append(field.pts_seconds[0])
 
@@ -245,10 +250,12 @@ class NpzFile:
     ) -> None:
         try:
             if self._frame_index:
-                self._pack()
+                with writing(self.path):
+                    self._pack()
         finally:
             for file, _, _ in self._files.values():
-                file.close()
+                with suppress(OSError):  # that the disk is full was said before
+                    file.close()
             shutil.rmtree(self._parts, ignore_errors=True)
 
     def _pack(self) -> None:
@@ -270,14 +277,3 @@ class NpzFile:
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, np.array(values[:count]))
         new.replace(self.path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is whole at every moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 from tvnet_cli.flow.colour import draw_legend, flow_to_colour
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.video.sequence import Picture
+from tvnet_cli.writing import beside, writing
 
 BT709 = int(av.video.reformatter.Colorspace.ITU709)
 
@@ -37,7 +38,7 @@ class FlowFilm:
 
     def __init__(self, path: Path, max_flow: float, time_base: Fraction) -> None:
         self.path, self.max_flow, self.time_base = path, max_flow, time_base
-        self._new = path.with_name(f".{path.name}.new")
+        self._new = beside(path)
         self._container: av.container.OutputContainer | None = None
         self._last_tick: int | None = None
         self._end: tuple[list[Picture], float] | None = None
@@ -47,7 +48,8 @@ class FlowFilm:
 
     def write(self, field: FlowField) -> None:
         colours = self._colours(field)
-        self._show([field.first, *colours], field.pts_seconds[0])
+        with writing(self.path):
+            self._show([field.first, *colours], field.pts_seconds[0])
         self._end = [field.second, *colours], field.pts_seconds[1]
 
     def __exit__(
@@ -56,11 +58,12 @@ class FlowFilm:
         if self._container is None:
             return
         try:
-            with self._container as container:
-                if self._end is not None:
-                    self._show(*self._end)
-                container.mux(self._stream.encode(None))
-            self._new.replace(self.path)
+            with writing(self.path):
+                with self._container as container:
+                    if self._end is not None:
+                        self._show(*self._end)
+                    container.mux(self._stream.encode(None))
+                self._new.replace(self.path)
         finally:
             self._new.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tvnet_cli.errors import DatasetError, OutputError
+from tvnet_cli.errors import DatasetError, FlowFileError, OutputError
 from tvnet_cli.flow.compute import Output
 from tvnet_cli.flow.files import FieldFile, FieldFolder, NpzFile, encode_flo, encode_jpg_pair, encode_png
 from tvnet_cli.flow.film import FlowFilm
@@ -67,6 +67,8 @@ def choose_targets(inputs: Sequence[Path], outputs: Sequence[Path], formats: Seq
     ------
     OutputError
         If an output has no format, a format no output, or an output lies on an input or on another output.
+    FlowFileError
+        If a file stands where a folder is needed.
     """
     if not outputs:
         return default_targets(inputs, formats)
@@ -183,5 +185,9 @@ def _check_places(inputs: Sequence[Path], targets: Sequence[Target]) -> None:
             raise OutputError(f"{target.path} would be written over {taken[place]}")
         if target.folder and any(place == path.resolve() for path in inputs):
             raise OutputError(f"{target.path} is the input: choose another folder for the output")
+        folder = target.path if target.folder else target.path.parent
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise FlowFileError(f"{nearest} is a file, and {target.format} needs a folder there: choose another output")
         if not target.folder:
             taken[place] = f"another output, {target.path}"

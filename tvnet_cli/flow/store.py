@@ -1,9 +1,17 @@
-"""Flow fields in plain HDF5, readable whatever interrupts the run."""
+"""Flow fields in plain HDF5, readable whatever interrupts the run.
+
+All writing goes through Python's own files, so that a full disk is an error like any other: inside HDF5 it ends the
+process.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,12 +20,21 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from tvnet_cli.errors import FlowFileError
+from tvnet_cli.errors import DiskFullError, FlowFileError
 from tvnet_cli.flow.field import Arrays, FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
+from tvnet_cli.writing import CalmFile, disk_full, replacing, writing
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows
+    flock = None  # type: ignore[assignment]
 
 FORMAT, FORMAT_VERSION = "tvnet-flow", 1
 SPACE_BYTES = 2**30
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network disks
+TABLE_BYTES = 256  # at most, of what the tables of the file say about an array of a field
+BEGINNING_BYTES = 2**16  # at most, of what the file holds before any field
 
 _DATASETS = {
     "flow": ("flow from the first frame to the second: x to the right, y down", "pixels"),
@@ -33,8 +50,9 @@ class FlowStore:
     """A flow file, ``flow`` (N, 2, H, W) and what belongs to it, inside a ``with`` block.
 
     Space is set aside for a gibibyte of fields at once, so that adding a field moves no table of the file: whatever
-    stops the run, a kill too, the file opens. ``pts_seconds`` is NaN for a field that is not there yet, and is written
-    after all else of its field. A run that ends or is interrupted cuts the file to the fields that are there.
+    stops the run, a kill or a full disk too, the file opens. ``pts_seconds`` is NaN for a field that is not there yet,
+    and is written after all else of its field. A run that ends or is interrupted cuts the file to the fields that are
+    there; where the disk is full it stays as it is.
 
     Parameters
     ----------
@@ -57,6 +75,8 @@ class FlowStore:
     ------
     FlowFileError
         On entering, if the file is not ours, was made by another recipe, or is being written by another run.
+    DiskFullError
+        On writing and on leaving. The fields that are there stay, and the file is not said to be complete.
     """
 
     def __init__(self, path: Path, num_fields: int, recipe: Recipe, half: bool, overwrite: bool) -> None:
@@ -64,24 +84,35 @@ class FlowStore:
         self.overwrite = overwrite
         self.num_done = 0
         self._file: h5py.File | None = None
+        self._raw: CalmFile | None = None
 
     def __enter__(self) -> FlowStore:
         if self.path.exists() and not self.overwrite:
-            self._file = self._reopened()
+            self._open()
+            assert self._file is not None
             self.num_done = int(np.isfinite(self._file["pts_seconds"][:]).cumprod().sum())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is None:
+        if self._file is None or self._raw is None:
             return
-        with self._file as file:
-            for name in file:
-                if len(file[name]) != self.num_done:
-                    file[name].resize(self.num_done, axis=0)
-            file.attrs["complete"] = kind is None
-        self._file = None
+        try:
+            with self._raw as raw, self._file as file:
+                if raw.error is None and not isinstance(error, DiskFullError):
+                    with self._checked():
+                        for name in file:
+                            if len(file[name]) != self.num_done:
+                                file[name].resize(self.num_done, axis=0)
+                        file.flush()
+                        os.fsync(raw.fileno())  # some disks say only here that they are full
+                    file.attrs["complete"] = kind is None
+            if kind is None:
+                with self._checked():
+                    pass
+        finally:
+            self._file = self._raw = None
 
     @property
     def exact(self) -> bool:
@@ -105,74 +136,104 @@ class FlowStore:
         values: dict[str, Any] = {name: as_stored(array, self.half) for name, array in field.arrays.items()}
         values["frame_index"] = np.array(field.frame_index, np.int64)
         if self._file is None:
-            self._file = self._created(values)
+            self._create(values)
+            self._open()
         file = self._file
-        if field.position >= len(file["pts_seconds"]):
-            self._make_room(file, field.position, values)
-        for name, value in values.items():
-            file[name][field.position] = value
-        file.flush()
-        file["pts_seconds"][field.position] = field.pts_seconds[0]
-        file.flush()
+        assert file is not None
+        with self._checked():
+            if field.position >= len(file["pts_seconds"]):
+                self._make_room(file, field.position, values)
+            for name, value in values.items():
+                file[name][field.position] = value
+            file.flush()
+            file["pts_seconds"][field.position] = field.pts_seconds[0]
+            file.flush()
         self.num_done = field.position + 1
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """What goes wrong in writing, which the file keeps to itself."""
+        assert self._raw is not None
+        with writing(self.path):
+            try:
+                yield
+            finally:
+                self._raw.check()
 
     def _make_room(self, file: h5py.File, start: int, values: dict[str, NDArray[Any]]) -> None:
         """Set aside space for the next fields."""
+        room = self._fields_at_once(start, values)
         file.attrs["complete"] = False
         for name in file:
-            file[name].resize(start + self._fields_at_once(start, values), axis=0)
+            file[name].resize(start + room, axis=0)
         file["pts_seconds"][start:] = np.nan
         file.flush()
 
     def _fields_at_once(self, start: int, values: dict[str, NDArray[Any]]) -> int:
-        """How many fields to set space aside for, from number ``start`` on."""
-        fitting = SPACE_BYTES // sum(value.nbytes for value in values.values())
-        return max(1, min(fitting, self.num_fields - start))
+        """How many fields to set space aside for, from number ``start`` on.
 
-    def _reopened(self) -> h5py.File:
-        try:
-            file = h5py.File(self.path, "r+")
-        except BlockingIOError:
-            raise FlowFileError(f"another run is writing {self.path}: wait for it, or choose another output") from None
-        except OSError as error:
-            reason = "it is a folder" if self.path.is_dir() else str(error).splitlines()[0]
-            raise FlowFileError(
-                f"{self.path} is not a readable flow file ({reason}): choose another output, or --overwrite"
-            ) from error
-        try:
+        No more than the disk has room for: one that fills while the tables grow could leave them in halves.
+        """
+        size = sum(value.nbytes + TABLE_BYTES for value in values.values())
+        room = (shutil.disk_usage(self.path.parent).free - BEGINNING_BYTES) // size
+        if room < 1:
+            raise disk_full(self.path, f"a field takes {size / 1e6:.1f} MB")
+        return max(1, min(SPACE_BYTES // size, room, self.num_fields - start))
+
+    def _open(self) -> None:
+        """Open the file that is there, and keep other runs from it."""
+        with ExitStack() as stack:
+            try:
+                raw = stack.enter_context(CalmFile(self.path, "r+b"))
+                _lock(raw)
+                file = stack.enter_context(h5py.File(raw, "r+"))
+            except BlockingIOError:
+                raise FlowFileError(
+                    f"another run is writing {self.path}: wait for it, or choose another output"
+                ) from None
+            except OSError as error:
+                reason = "it is a folder" if self.path.is_dir() else str(error).splitlines()[0]
+                raise FlowFileError(
+                    f"{self.path} is not a readable flow file ({reason}): choose another output, or --overwrite"
+                ) from error
             if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
                 raise FlowFileError(
                     f"{self.path} is an HDF5 file, but no flow file of format version {FORMAT_VERSION}: "
                     "choose another output, or --overwrite"
                 )
             require_same_recipe(self.path, json.loads(file.attrs["recipe"]), self.recipe)
-        except BaseException:
-            file.close()
-            raise
-        return file
+            self._file, self._raw = file, raw
+            stack.pop_all()
 
-    def _created(self, values: dict[str, NDArray[Any]]) -> h5py.File:
+    def _create(self, values: dict[str, NDArray[Any]]) -> None:
         """The file with all its space, put in its place when it is whole."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.new")
-        try:
-            with h5py.File(new, "w") as file:
+        with replacing(self.path) as new, CalmFile(new, "w+b") as raw:
+            room = self._fields_at_once(0, values)
+            with h5py.File(raw, "w") as file:
                 file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
                 file.attrs["recipe"], file.attrs["complete"] = json.dumps(self.recipe), False
-                room = self._fields_at_once(0, values)
                 for name, value in values.items():
-                    _create(file, name, (room, *value.shape), value.dtype, (1, *value.shape))
-                _create(file, "pts_seconds", (room,), np.dtype(np.float64), (1024,))
+                    _create_dataset(file, name, (room, *value.shape), value.dtype, (1, *value.shape))
+                _create_dataset(file, "pts_seconds", (room,), np.dtype(np.float64), (1024,))
                 file["pts_seconds"][:] = np.nan
-            with new.open("rb") as written:
-                os.fsync(written.fileno())
-            new.replace(self.path)
-        finally:
-            new.unlink(missing_ok=True)
-        return h5py.File(self.path, "r+")
+            raw.check()
+            os.fsync(raw.fileno())
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]) -> None:
+def _lock(file: CalmFile) -> None:
+    """Keep other programs from a file for as long as it is open, HDF5's readers too, where the disk knows locks."""
+    if flock is None:
+        return
+    try:
+        flock(file, LOCK_EX | LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+
+
+def _create_dataset(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]
+) -> None:
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)

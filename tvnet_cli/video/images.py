@@ -13,6 +13,8 @@ from tvnet_cli.errors import DatasetError, VideoReadError
 
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
 
+ANIMATED = {"GIF", "PNG", "WEBP"}
+
 
 def find_images(folder: Path) -> list[Path]:
     """The pictures in a folder, in natural order: frame2 before frame10. Hidden files and subfolders do not count.
@@ -35,6 +37,16 @@ def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     """A sort key by the numbers in a name, then by the name itself."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts if part], path.name
+
+
+def count_pictures(path: Path) -> int:
+    """How many pictures a file holds: several in an animation; 1 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            # In other formats the pictures behind the first one are small copies of it, or pages.
+            return int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return 1  # reading it will say why
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

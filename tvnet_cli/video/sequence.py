@@ -15,7 +15,7 @@ from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import FrameOptions
 from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
 from tvnet_cli.video.files import VIDEO_SUFFIXES
-from tvnet_cli.video.images import IMAGE_SUFFIXES, find_images, read_image
+from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, read_image
 
 Picture = NDArray[np.uint8]
 
@@ -78,6 +78,13 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
     for path in paths if len(paths) > 1 else ():
         if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
             raise DatasetError(f"{path} is no image: give one film, two or more images, or one folder of images")
+    for path in paths:
+        images = len(paths) > 1 or path.suffix.lower() in IMAGE_SUFFIXES
+        count = count_pictures(path) if images and not path.is_dir() else 1
+        if count > 1:
+            raise DatasetError(
+                f"{path} holds {count} pictures: give a film, or take them apart, as ffmpeg -i FILE frame%04d.png does"
+            )
     if len(paths) == 1 and paths[0].is_dir():
         sequence = _Pictures(paths[0].name or str(paths[0].resolve()), find_images(paths[0]), options)
     elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
@@ -186,7 +193,10 @@ class _Pictures:
                     "the frames of optical flow must have one size"
                 )
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            yield upright_rgb(frame, converter, self.options.short_side, self.options.size)
+            try:
+                yield upright_rgb(frame, converter, self.options.short_side, self.options.size)
+            except VideoReadError as error:
+                raise VideoReadError(f"{path}: {error}") from error
 
     def count(self) -> None:
         pass

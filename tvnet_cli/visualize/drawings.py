@@ -21,6 +21,7 @@ from tvnet_cli.visualize.deepdraw import Canvas, Drawing
 from tvnet_cli.visualize.pictures import canvas_pictures, imagined_flow
 from tvnet_cli.visualize.sheet import Panel, Row, write_sheet
 from tvnet_cli.visualize.units import Input, NetworkLayer
+from tvnet_cli.writing import replacing
 
 FILM_SUFFIX = ".mp4"
 FIELD_SECONDS, ROUNDS = Fraction(1, 5), 4  # how long a film shows a field, and how often all of them
@@ -119,7 +120,8 @@ def _write_pictures(path: Path, rows: dict[str, dict[str, Picture]]) -> None:
     """One picture as it is; more as a sheet, a row for each unit, or units side by side where each has one."""
     pictures = [picture for row in rows.values() for picture in row.values()]
     if len(pictures) == 1 and path.suffix.lower() == ".png":
-        Image.fromarray(pictures[0]).save(path)
+        with replacing(path) as new:
+            Image.fromarray(pictures[0]).save(new, "PNG")
     elif len(pictures) == len(rows):
         panels = [Panel(picture, title) for title, picture in zip(rows, pictures, strict=True)]
         starts = range(0, len(panels), SHEET_COLUMNS)

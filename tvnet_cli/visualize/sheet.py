@@ -16,6 +16,7 @@ from matplotlib.textpath import text_to_path
 
 from tvnet_cli.flow.colour import colour_disc
 from tvnet_cli.video.sequence import Picture
+from tvnet_cli.writing import write_whole
 
 # In inches, as print is measured; at this resolution a frame with 256 rows is about as large as its picture.
 DPI = 300
@@ -149,7 +150,7 @@ class _Page:
         written = BytesIO()
         suffix = path.suffix.lower()
         self.figure.savefig(written, format=suffix[1:], dpi=DPI, metadata=UNDATED[suffix])
-        path.write_bytes(written.getvalue())
+        write_whole(path, written.getvalue())
 
 
 def _length(line: str) -> float:
