@@ -13,6 +13,7 @@ from typing import Any
 from tvnet_cli.errors import DiskFullError
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # on some network disks
 
 
 class CalmFile(io.FileIO):
@@ -60,8 +61,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_IS_FULL:
-            raise disk_full(path, str(error.strerror)) from error
+            raise no_room(path, error) from error
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def no_room(path: Path, error: OSError) -> DiskFullError:
+    """What an error of ``DISK_IS_FULL`` means for a file."""
+    if error.errno == errno.EFBIG:
+        return DiskFullError(f"cannot write {path}: {error.strerror}: the system limits its size (ulimit -f)")
+    return disk_full(path, str(error.strerror))
 
 
 def disk_full(path: Path, reason: str) -> DiskFullError:

@@ -6,8 +6,6 @@ process), and into a new file that takes the place of the old one when it is who
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
 import shutil
@@ -22,14 +20,14 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
+from tvnet_cli.errors import DamagedError, FeatureFileError
 from tvnet_cli.recipe import Recipe
+from tvnet_cli.writing import DISK_IS_FULL, CalmFile, disk_full, no_room
 
 FORMAT, FORMAT_VERSION = "tvnet-features", 1
 HDF5_VERSION = "v108"  # of the file's own tables: everything since 2008 reads it, and they carry checksums
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PORTION_BYTES = 2**25  # of rows that are copied or checked at once
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # dataset: (description, unit)
 DATASETS = {
@@ -255,7 +253,7 @@ def join(
     ids = sorted(home)
     place = {video_id: number for number, video_id in enumerate(ids)}
     fields = _common_fields(sources)
-    _require_room(output.parent, sum(len(source.rows) * source.row_bytes for source in sources))
+    _require_room(output, sum(len(source.rows) * source.row_bytes for source in sources))
     with _replacing(output, new) as target:
         failed = {video_id: failure for video_id, failure in failures.items() if video_id not in home}
         _create(target.file, recipe, ids, fields, failed)
@@ -271,7 +269,7 @@ def join(
                     if name not in values:
                         values[name] = np.full((len(videos), *shape), UNKNOWN[dtype.kind], dtype)
                     _write_runs(target.file[name], places, values[name])
-                    target.check()
+                    target.raw.check()
                 sums[places] = checksums(videos, values)
                 done += len(videos)
                 if progress:
@@ -372,38 +370,7 @@ class _NewFile:
     """A feature file in the making."""
 
     file: h5py.File
-    raw: _CalmFile
-
-    def check(self) -> None:
-        """Raise what went wrong in writing so far."""
-        if self.raw.error is not None:
-            raise self.raw.error
-
-
-class _CalmFile(io.FileIO):
-    """A file that keeps its first error to itself until it is asked.
-
-    HDF5 cannot close a file that it cannot write to, and ends the process later.
-    """
-
-    error: BaseException | None = None
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
-        try:
-            while left and self.error is None:
-                left = left[super().write(left) :]
-        except BaseException as error:  # Ctrl-C too
-            self.error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except BaseException as error:
-            self.error = self.error or error
-            return size or 0
+    raw: CalmFile
 
 
 @contextmanager
@@ -411,32 +378,23 @@ def _replacing(path: Path, new: Path | None = None) -> Iterator[_NewFile]:
     """A new file that takes the place of ``path`` when it is whole and on the disk."""
     new = new or path.with_name(path.name + ".new")
     try:
-        with _CalmFile(new, "w+b") as raw:
+        with CalmFile(new, "w+b") as raw:
             with h5py.File(raw, "w", libver=(HDF5_VERSION, HDF5_VERSION)) as file:
                 made = _NewFile(file, raw)
                 yield made
-            made.check()
+            raw.check()
             os.fsync(raw.fileno())
         new.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise DiskFullError(f"{path}: File too large for the limit of the system (ulimit -f)") from error
         if error.errno in DISK_IS_FULL:
-            raise DiskFullError(_disk_full(path.parent, str(error.strerror))) from error
+            raise no_room(path, error) from error
         raise
     finally:
         new.unlink(missing_ok=True)
 
 
-def _require_room(folder: Path, num_bytes: int) -> None:
+def _require_room(path: Path, num_bytes: int) -> None:
     """Before an hour of copying, that there is room for it."""
-    if num_bytes > shutil.disk_usage(folder).free:
-        raise DiskFullError(_disk_full(folder, f"{num_bytes / 1e6:.0f} MB more are needed"))
-
-
-def _disk_full(folder: Path, reason: str) -> str:
-    disk = folder.absolute()
-    while not disk.is_mount():
-        disk = disk.parent
-    return f"the disk at {disk} is full: {reason}, {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+    if num_bytes > shutil.disk_usage(path.parent).free:
+        raise disk_full(path, f"{num_bytes / 1e6:.0f} MB more are needed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -15,8 +14,8 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.writing import NO_LOCKS_HERE
 
-NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network disks
 SECONDS_BETWEEN_TRIES = 0.5
 PARTS = ".parts"
 OVERWRITES = "overwrites"  # an empty file among the parts: they are to replace the feature file, not to be added to it

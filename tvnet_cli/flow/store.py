@@ -6,7 +6,6 @@ process.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from tvnet_cli.errors import DiskFullError, FlowFileError
 from tvnet_cli.flow.field import Arrays, FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
-from tvnet_cli.writing import CalmFile, disk_full, replacing, writing
+from tvnet_cli.writing import NO_LOCKS_HERE, CalmFile, disk_full, replacing, writing
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -32,7 +31,6 @@ except ImportError:  # Windows
 
 FORMAT, FORMAT_VERSION = "tvnet-flow", 1
 SPACE_BYTES = 2**30
-NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # some network disks
 TABLE_BYTES = 256  # at most, of what the tables of the file say about an array of a field
 BEGINNING_BYTES = 2**16  # at most, of what the file holds before any field
 

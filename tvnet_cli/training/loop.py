@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from tvnet_cli.errors import DiskFullError, TrainingError
-from tvnet_cli.features.format import DISK_IS_FULL
 from tvnet_cli.interrupt import interruptible
 from tvnet_cli.recipe import Recipe, first_difference
+from tvnet_cli.writing import DISK_IS_FULL
 
 CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.csv", "weights.safetensors"
 
