@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -33,6 +32,7 @@ from tvnet_cli.flow.outputs import Target
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
 from tvnet_cli.video.sequence import FrameSequence
+from tvnet_cli.writing import fall_silent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,8 +76,10 @@ class _Screen:
 
     def _say(self, line: str, always: bool = False) -> None:
         if always or not self.quiet:
-            with suppress(OSError):  # a disk full of what is said stops no run
+            try:
                 self.console.print(line)
+            except OSError:  # a disk full of what is said stops no run
+                fall_silent()
 
 
 class VideoProgress(_Screen):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +47,11 @@ class CalmFile(io.FileIO):
         """Raise what went wrong in writing so far."""
         if self.error is not None:
             raise self.error
+
+
+def fall_silent() -> None:
+    """Say nothing on stderr any more, which cannot be written: Python would fail on it again, and end with code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tvnet_cli.errors import OutputError, TVNetError, printable
 from tvnet_cli.log import EventLog
+from tvnet_cli.writing import fall_silent
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
@@ -51,7 +52,10 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
                 sys.exit(FAILED)
             if arguments["verbose"] >= 2:
                 traceback.print_exc()
-            click.echo(f"Error: {printable(_one_line(error))}", err=True)
+            try:
+                click.echo(f"Error: {printable(_one_line(error))}", err=True)
+            except OSError:
+                fall_silent()
             sys.exit(FAILED)
 
     return wrapped
