@@ -27,6 +27,7 @@ from tvnet_cli.features import extract, extractor
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.features.lock import locked
 from tvnet_cli.options import ExtractOptions
+from tvnet_cli.video import reader
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -138,11 +139,12 @@ def test_a_folder_full_of_traps_costs_its_good_films_nothing(films, tmp_path, mo
 
 
 @pytest.mark.usefixtures("two_clips")
-def test_a_video_whose_decoding_takes_too_long_is_given_up(films, tmp_path):
-    result = features(films, "-o", tmp_path / "f.h5", "--timeout", "0.001", "--json")
+def test_a_video_whose_decoding_takes_too_long_is_given_up(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "START", "import time; time.sleep(1000)")
+    result = features(films, "-o", tmp_path / "f.h5", "--timeout", "0.1", "--json")
     assert result.exit_code == 1
     assert {json.loads(line)["code"] for line in result.stdout.splitlines()} == {"timeout"}
-    assert "a.mp4: decoding took longer than 0.001 s: --timeout allows more" in result.stderr
+    assert "a.mp4: decoding took longer than 0.1 s: --timeout allows more" in result.stderr
 
 
 @pytest.mark.usefixtures("two_clips")
