@@ -37,11 +37,12 @@ def cache_folder(tmp_path_factory, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 2 MB."""
+def small_disk(request, tmp_path) -> Iterator[Path]:
+    """A disk of 2 MB, or of as many as a test asks for."""
+    size = f"size={getattr(request, 'param', 2)}m"
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
     mounted = subprocess.run(mount, check=False, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")

@@ -32,7 +32,7 @@ from tvnet_cli.flow.outputs import Target
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.weights import UNTRAINED, StreamModel
 from tvnet_cli.video.sequence import FrameSequence
-from tvnet_cli.writing import fall_silent
+from tvnet_cli.writing import saying
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,10 +76,8 @@ class _Screen:
 
     def _say(self, line: str, always: bool = False) -> None:
         if always or not self.quiet:
-            try:
+            with saying():
                 self.console.print(line)
-            except OSError:  # a disk full of what is said stops no run
-                fall_silent()
 
 
 class VideoProgress(_Screen):

@@ -49,9 +49,16 @@ class CalmFile(io.FileIO):
             raise self.error
 
 
-def fall_silent() -> None:
-    """Say nothing on stderr any more, which cannot be written: Python would fail on it again, and end with code 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+@contextmanager
+def saying() -> Iterator[None]:
+    """What is said on stderr inside it stops no run; once that fails, as on a full disk, nothing is said any more.
+
+    Python would try again at the end, and make that its exit code.
+    """
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

@@ -456,20 +456,7 @@ def test_two_processes_on_one_output_do_each_video_once(tmp_path):
     assert names(tmp_path) == ["f.h5"]
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Path:
-    """A disk of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [3], indirect=True)
 def test_on_a_full_disk_what_is_finished_is_kept_and_a_larger_one_completes_it(small_disk):
     output = small_disk / "f.h5"
 

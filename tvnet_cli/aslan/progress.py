@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tvnet_cli.writing import saying
+
 
 class StageProgress:
     """The stages of a run: a bar on a terminal, else a line for each that is done.
@@ -60,4 +62,5 @@ class StageProgress:
 
     def _say(self, line: str) -> None:
         if not self.quiet:
-            self.console.print(line)
+            with saying():
+                self.console.print(line)

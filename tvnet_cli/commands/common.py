@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tvnet_cli.errors import OutputError, TVNetError, printable
 from tvnet_cli.log import EventLog
-from tvnet_cli.writing import fall_silent
+from tvnet_cli.writing import saying
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
@@ -52,10 +52,8 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
                 sys.exit(FAILED)
             if arguments["verbose"] >= 2:
                 traceback.print_exc()
-            try:
+            with saying():
                 click.echo(f"Error: {printable(_one_line(error))}", err=True)
-            except OSError:
-                fall_silent()
             sys.exit(FAILED)
 
     return wrapped

@@ -141,8 +141,8 @@ def require_replaceable(path: Path) -> None:
     FeatureFileError
     """
     if path.exists() and not (path.is_file() and path.stat().st_size == 0):
-        with suppress(DamagedError):
-            read_contents(path)
+        with suppress(DamagedError), _reading(path):
+            pass  # what it is stands at its beginning
 
 
 def read_rows(contents: Contents, videos: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:

@@ -195,8 +195,7 @@ class FeatureStore:
             return False
         except _StoppedError:
             return True
-        self._marker.unlink(missing_ok=True)  # before the parts go: without them, it is the new file that counts
-        sync_folder(self.parts)
+        self._unmark()  # before the parts go: without them, it is the new file that counts
         for path in paths:
             path.unlink()
         self._singles.clear()
@@ -212,6 +211,10 @@ class FeatureStore:
     def _marker(self) -> Path:
         """Says that the rows in parts are to replace the feature file, not to be added to it."""
         return self.parts / OVERWRITES
+
+    def _unmark(self) -> None:
+        self._marker.unlink(missing_ok=True)
+        sync_folder(self.parts)
 
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("*.h5"))
@@ -240,9 +243,8 @@ class FeatureStore:
             sync_folder(self.parts)
         elif self._overwriting:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
-        else:  # one that finished nothing leaves a mark that the rows of this run must not bear
-            self._marker.unlink(missing_ok=True)
-            sync_folder(self.parts)
+        elif self._marker.exists():  # left by a run that finished nothing; the rows of this one must not bear it
+            self._unmark()
         self._done, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
         self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
         known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]

@@ -84,16 +84,7 @@ def verify_features(path: Path, progress: RowProgress = lambda done, total: None
     FeatureFileError
         If there is no such file.
     """
-    output, parts = _file_and_parts(path)
-    waiting = [found for part in sorted(parts.glob("*.h5")) if (found := _verify_part(part))]
-    found = _verify_file(output, progress) if output.exists() and not path.is_dir() else Findings(path)
-    return replace(
-        found,
-        has_checksums=found.has_checksums and all(part.has_checksums for part in waiting),
-        wrong_rows={**found.wrong_rows, **{key: what for part in waiting for key, what in part.wrong_rows.items()}},
-        problems=(*found.problems, *(f"{part.path.name}: {what}" for part in waiting for what in part.problems)),
-        num_waiting=sum(part.num_rows for part in waiting),
-    )
+    return _as_one(*_look_at(path, progress))
 
 
 def repair_features(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
@@ -114,13 +105,27 @@ def repair_features(path: Path, progress: RowProgress = lambda done, total: None
     """
     output, parts = _file_and_parts(path)
     with locked(output):
-        findings = verify_features(path, progress)
-        set_aside = []
-        for one in [output, *sorted(parts.glob("*.h5"))]:
-            found = _verify_part(one)
-            if found and not found.good:
-                set_aside.append(_put_aside(found, parts / "repaired.h5", progress))
-        return replace(findings, set_aside=tuple(set_aside))
+        whole, waiting = _look_at(path, progress)
+        bad = [found for found in (whole, *waiting) if not found.good]
+        aside = tuple(_put_aside(found, parts / "repaired.h5", progress) for found in bad)
+        return replace(_as_one(whole, waiting), set_aside=aside)
+
+
+def _look_at(path: Path, progress: RowProgress) -> tuple[Findings, list[Findings]]:
+    """What is found in a feature file, unless the folder of its parts was given, and in each of those."""
+    output, parts = _file_and_parts(path)
+    waiting = [found for part in sorted(parts.glob("*.h5")) if (found := _verify_part(part))]
+    return _verify_file(output, progress) if output.exists() and not path.is_dir() else Findings(path), waiting
+
+
+def _as_one(whole: Findings, waiting: Sequence[Findings]) -> Findings:
+    return replace(
+        whole,
+        has_checksums=whole.has_checksums and all(part.has_checksums for part in waiting),
+        wrong_rows={**whole.wrong_rows, **{key: what for part in waiting for key, what in part.wrong_rows.items()}},
+        problems=(*whole.problems, *(f"{part.path.name}: {what}" for part in waiting for what in part.problems)),
+        num_waiting=sum(part.num_rows for part in waiting),
+    )
 
 
 def _put_aside(found: Findings, repaired: Path, progress: RowProgress) -> Path:

@@ -149,8 +149,11 @@ def compute_fields(
             pairs, arrays = at_work.popleft()
             computed = iter(arrays.result())
             for position, first, second in pairs:
-                found = sampled[position] if position in sampled else next(computed)
-                _check_values(sequence, position, found)
+                if position in sampled:  # and checked
+                    found = sampled[position]
+                else:
+                    found = next(computed)
+                    _check_values(sequence, position, found)
                 yield _field(sequence, position, first, second, found)
 
         try:

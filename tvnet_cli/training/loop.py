@@ -206,21 +206,26 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, recipe: Recipe) -> None:
-    """Write the checkpoint beside the old one, then put it in its place."""
+    """Write the checkpoint in the place of the old one."""
     if _is_first():
         state = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": recipe}
         content = io.BytesIO()  # torch hides what a file on the disk says against it
         torch.save(state, content)
-        part = path.with_suffix(".part")
-        try:
-            with naming_full_disk(path), part.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        _replace(path, content.getbuffer())
     _wait_for_all()
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside the old one, then put it in its place."""
+    part = path.with_suffix(".part")
+    try:
+        with naming_full_disk(path), part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
@@ -276,15 +281,11 @@ class _Log:
             self._write_all()
 
     def _write_all(self) -> None:
-        part = self.path.with_suffix(".part")
-        try:
-            with naming_full_disk(self.path), part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        _replace(self.path, text.getvalue().encode())
 
 
 @contextmanager
