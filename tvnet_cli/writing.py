@@ -5,14 +5,21 @@ from __future__ import annotations
 import errno
 import io
 import os
+import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tvnet_cli.errors import DiskFullError
+from tvnet_cli.errors import DiskFullError, OutputError
+
+# Stands in every file that this program writes and that people could have written too, near its beginning or its end:
+# as a comment or as metadata, by what the format offers, and never compressed.
+MARK = "made by tvnet"
+MARKED_BYTES = 2**16  # of the beginning and of the end of a file, where the mark is looked for
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # on some network disks
@@ -95,19 +102,66 @@ def disk_full(path: Path, reason: str) -> DiskFullError:
     return DiskFullError(f"cannot write {path}: the disk at {disk} is full: {reason}, {free:.1f} MB are free")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The name of a new file beside ``path``, which takes its place when all went well, and goes when not.
+def is_marked(path: Path) -> bool:
+    """Return whether this program wrote a file, which its first or last 64 KiB say by ``MARK``."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for start in (0, max(0, size - MARKED_BYTES)):
+            file.seek(start)
+            if MARK.encode() in file.read(MARKED_BYTES):
+                return True
+    return False
+
+
+def require_replaceable(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what this program did not write, unless the user asks for it.
+
+    Nothing is lost with an empty file. Folders, pipes and devices are never replaced.
 
     Raises
     ------
-    DiskFullError, OSError
+    OutputError
+        If ``path`` is not a file; or if it holds something, has no mark, and ``overwrite`` is false.
     """
-    new = beside(path)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a device or a socket"
+        raise OutputError(f"cannot write {path}: it is {what}; choose another output")
+    try:
+        ours = not found.st_size or is_marked(path)
+    except OSError as error:
+        raise OutputError(f"cannot read {path}, so that it is not replaced: {error.strerror}") from error
+    if not (ours or overwrite):
+        raise OutputError(
+            f"{path} exists, and tvnet did not make it: choose another output, or --overwrite to replace it"
+        )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a new file beside ``path``, which takes its place if all goes well, and is removed if not.
+
+    Raises
+    ------
+    DiskFullError
+        If there is no room for it.
+    OSError
+        If it cannot be written for another reason.
+    OutputError
+        If another program wrote ``path`` meanwhile, which then stays.
+    """
+    new, before = beside(path), _identity(path)
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield new
+            if _identity(path) != before:
+                raise OutputError(f"{path} was written by another program meanwhile, and stays: choose another output")
             new.replace(path)
         finally:
             with suppress(OSError):
@@ -119,12 +173,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises
     ------
-    DiskFullError, OSError
+    DiskFullError, OSError, OutputError
+        As ``replacing``.
     """
     with replacing(path) as new:
         new.write_bytes(content)
 
 
 def beside(path: Path) -> Path:
-    """Where a file grows until it takes the place of ``path``."""
-    return path.with_name(f".{path.name}.new")
+    """Return where a file grows until it takes the place of ``path``: a name that no other run has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced or written; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
