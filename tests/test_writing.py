@@ -41,9 +41,14 @@ def test_folders_and_pipes_are_never_replaced(tmp_path: Path):
 
 def test_what_another_program_wrote_meanwhile_stays(tmp_path: Path):
     path = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="another program"), replacing(path) as new:
-        new.write_text("ours")
-        path.write_text("theirs")
+
+    def write_while_another_program_does() -> None:
+        with replacing(path) as new:
+            new.write_text("ours")
+            path.write_text("theirs")
+
+    with pytest.raises(OutputError, match="another program"):
+        write_while_another_program_does()
     assert path.read_text() == "theirs"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
