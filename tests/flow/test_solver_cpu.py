@@ -214,7 +214,7 @@ def test_callers_on_several_threads_do_not_disturb_each_other():
 
 
 def test_a_solver_that_does_not_serve_is_an_error():
-    frame = torch.rand(1, 1, 16, 16)
+    frame = 255 * torch.rand(1, 1, 16, 16)
     with pytest.raises(ValueError, match="solver must be one of"):
         TVNet(solver="fast")
     with pytest.raises(ValueError, match=r"numba does not serve torch.float64 on cpu"):

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from tvnet_cli.device import choose_device, num_workers, thread_pool, true_float32
 from tvnet_cli.errors import FlowFileError, FlowValueError, VideoReadError
@@ -21,7 +22,7 @@ from tvnet_cli.flow.accuracy import occlusion
 from tvnet_cli.flow.colour import UNKNOWN
 from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.flow.store import FlowStore
-from tvnet_cli.flow.tvnet import TVNet
+from tvnet_cli.flow.tvnet import WHITE, TVNet
 from tvnet_cli.options import DEFAULT_PRESET, PRESETS, FieldOptions, FrameOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.clips import clip_frames
@@ -212,7 +213,11 @@ def _solving(tvnet: TVNet) -> Iterator[tuple[Executor, int]]:
 
 @torch.inference_mode()
 def optical_flow(
-    first: ArrayLike, second: ArrayLike, preset: str | TVNetOptions = DEFAULT_PRESET, device: str = "cpu"
+    first: ArrayLike,
+    second: ArrayLike,
+    preset: str | TVNetOptions = DEFAULT_PRESET,
+    device: str = "cpu",
+    input_range: float = WHITE,
 ) -> NDArray[np.float32]:
     """Optical flow between two images.
 
@@ -224,6 +229,8 @@ def optical_flow(
         ``tvnet-10``, ``tvnet-30``, ``tvnet-50``, ``tv-l1``, or numbers of your own.
     device : str
         ``cpu``, ``cuda``, ``cuda:i``, or ``auto``.
+    input_range : float
+        Level of white: 255, or 1.0 for images of 0..1.
 
     Returns
     -------
@@ -233,7 +240,9 @@ def optical_flow(
     Raises
     ------
     ValueError
-        If the images differ in shape, are not grey or RGB, or are too small, or if there is no such preset.
+        If the images differ in shape, are not grey or RGB, or are too small; if they are images of Pillow in another
+        mode than ``L`` or ``RGB``; if their levels are not 0..``input_range``, as ``TVNet.forward`` says; or if there
+        is no such preset.
     DeviceError
         If the device is not there.
 
@@ -245,16 +254,33 @@ def optical_flow(
     """
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"no preset is called {preset!r}: {', '.join(PRESETS)}")
-    frames = []
-    for image in map(np.asarray, (first, second)):
-        if image.ndim not in (2, 3):
-            raise ValueError(f"images must be (H, W, 3) or (H, W), not {image.shape}")
-        channels = np.atleast_3d(image).astype(np.float32)
-        frames.append(torch.from_numpy(channels).movedim(-1, 0)[None].to(choose_device(device)))
-    tvnet = TVNet.from_options(PRESETS[preset] if isinstance(preset, str) else preset).to(frames[0].device)
+    frames = [_frame_of(image).to(choose_device(device)) for image in (first, second)]
+    options = PRESETS[preset] if isinstance(preset, str) else preset
+    tvnet = TVNet.from_options(options, input_range=input_range).float().to(frames[0].device)
     with true_float32():
         flow: NDArray[np.float32] = tvnet(*frames)[0].cpu().numpy()
     return flow
+
+
+def _frame_of(image: ArrayLike) -> Tensor:
+    """Return an image of any kind as a frame, (1, 3 or 1, H, W), uint8 or float32.
+
+    Raises
+    ------
+    ValueError
+        If it is not grey or RGB, or does not hold real numbers.
+    """
+    mode = getattr(image, "mode", None)  # of Pillow: the numbers of a palette look like grey levels
+    if isinstance(mode, str) and mode not in ("L", "RGB"):
+        raise ValueError(f'the image has the mode {mode!r}, which is not grey or RGB: take image.convert("RGB")')
+    array = np.asarray(image)
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
+        alpha = ": leave out the alpha channel, image[..., :3]" if array.ndim == 3 and array.shape[2] == 4 else ""
+        raise ValueError(f"images must be (H, W, 3) or (H, W), not {array.shape}{alpha}")
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"images must hold levels of 0..255, not {array.dtype}")
+    channels = np.array(np.atleast_3d(array), np.uint8 if array.dtype == np.uint8 else np.float32)
+    return torch.from_numpy(channels).movedim(-1, 0)[None]
 
 
 @torch.inference_mode()

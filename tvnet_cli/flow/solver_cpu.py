@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,8 +88,8 @@ def prepare(
     first: Tensor, second: Tensor, sigma: Presmoothing, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """As ``operators.prepare``, float32; fused for the authors' filter and for none."""
-    if sigma not in ("authors", 0):
-        return operators.prepare(first, second, sigma)
+    if sigma not in ("authors", 0) or torch.compiler.is_compiling():
+        return operators.prepare(first, second, sigma, dtype)
     if first.dtype != torch.uint8 or second.dtype != torch.uint8:
         first, second = first.to(dtype), second.to(dtype)
     _compile("prepare", lambda: prepare(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), "authors"))
@@ -156,7 +156,7 @@ def _taps(sigma: Presmoothing) -> kernels.Floats:
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """As ``operators.resize``; fused with ``antialias``, where nothing asks for gradients."""
-    if not antialias or image.shape[-2:] == size or _needs_gradients(image):
+    if not antialias or image.shape[-2:] == size or _needs_gradients(image) or torch.compiler.is_compiling():
         return operators.resize(image, size, antialias)
     _compile("resize", lambda: resize(torch.zeros(1, 1, 2, 2), (3, 3), True))
     images = _array(image)
@@ -188,7 +188,7 @@ def _area_taps(old: int, length: int) -> tuple[NDArray[np.int64], kernels.Floats
 
 def median_filter(field: Tensor, size: int) -> Tensor:
     """As ``operators.median_filter``; fused for 5 x 5, where nothing asks for gradients."""
-    if size != 5 or _needs_gradients(field):
+    if size != 5 or _needs_gradients(field) or torch.compiler.is_compiling():
         return operators.median_filter(field, size)
     _compile("median", lambda: median_filter(torch.zeros(1, 1, 2, 2), 5))
     fields = _array(field)
@@ -222,24 +222,15 @@ def solve_warp(
     last: bool,
 ) -> tuple[Tensor, DualField | None]:
     """As ``operators.solve_warp``, float32 on the CPU."""
-    _compile("solve", _solve_example)
     p_x, p_y = p or (None, None)
-    u, p_x, p_y = _SolveWarp.apply(
-        first,
-        second,
-        u,
-        p_x,
-        p_y,
-        cost,
-        gradient_kernels,
-        divergence_kernels,
-        tau,
-        lambda_,
-        theta,
-        sampler,
-        ignore_outside,
-        last,
-    )  # type: ignore[no-untyped-call]
+    fields = first, second, u, p_x, p_y, cost, gradient_kernels, divergence_kernels
+    how = sampler, ignore_outside, last
+    if torch.compiler.is_compiling():
+        numbers = (torch.as_tensor(number, dtype=torch.float64) for number in (tau, lambda_, theta))
+        u, p_x, p_y = _solve_warp_operator(*fields, *numbers, *how)
+    else:
+        _compile("solve", _solve_example)
+        u, p_x, p_y = _SolveWarp.apply(*fields, tau, lambda_, theta, *how)  # type: ignore[no-untyped-call]
     return u, None if last else (p_x, p_y)
 
 
@@ -248,52 +239,141 @@ class _SolveWarp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        warp = _Warp(*arguments)
-        u = np.empty_like(warp.u)
-        p_x, p_y = (np.empty((len(u), 0, 0, 0) if warp.last else u.shape, np.float32) for _ in range(2))
-
-        def work(pair: int) -> None:
-            layout, state, scratch = warp.scratch()
-            kernels.solve_pair(
-                *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
-                warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
-                u[pair], p_x[pair], p_y[pair],
-            )  # fmt: skip
-
-        _for_each_pair(len(u), work)
         ctx.arguments = arguments[8:]
         ctx.save_for_backward(*arguments[:8])
-        return torch.from_numpy(u), torch.from_numpy(p_x), torch.from_numpy(p_y)
+        return _solve(_Warp(*arguments))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _compile("back", lambda: _solve_example(torch.zeros(1, 2, 2, 2, requires_grad=True)).sum().backward())  # type: ignore[no-untyped-call]
         arguments = (*ctx.saved_tensors, *ctx.arguments)
-        warp = _Warp(*arguments)
-        u_a, p_x_a, p_y_a = (_array(gradient) for gradient in gradients)
-        # Of first, second, u, p_x, p_y and cost.
-        found = [np.zeros_like(field) for field in (warp.first, warp.second, warp.u, warp.p_x, warp.p_y, warp.cost)]
-        sums = np.zeros((len(warp.u), warp.kernels.size + 1))
+        return *_solve_back(gradients, arguments, ctx.needs_input_grad[:11]), None, None, None
 
-        def work(pair: int) -> None:
-            layout, state, scratch = warp.scratch()
-            first, second, u, p_x, p_y, cost = (field[pair] for field in found)
-            kernels.solve_pair_back(
-                *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
-                warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
-                *warp.scratch_back(),
-                u_a[pair], p_x_a[pair], p_y_a[pair], first[0], second[0], u, p_x, p_y, cost[0], sums[pair],
-            )  # fmt: skip
 
-        _for_each_pair(len(u_a), work)
-        fields = [torch.from_numpy(field) if field.size else None for field in found]
-        wanted = zip((*fields, *warp.unfold(sums.sum(0))), arguments[:11], ctx.needs_input_grad[:11], strict=True)
-        back = [
-            torch.as_tensor(value).to(argument).reshape(argument.shape) if needed else None
-            for value, argument, needed in wanted
-        ]
-        return *back, None, None, None
+def _solve(warp: _Warp) -> tuple[Tensor, Tensor, Tensor]:
+    u = np.empty_like(warp.u)
+    p_x, p_y = (np.empty((len(u), 0, 0, 0) if warp.last else u.shape, np.float32) for _ in range(2))
+
+    def work(pair: int) -> None:
+        layout, state, scratch = warp.scratch()
+        kernels.solve_pair(
+            *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
+            warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
+            u[pair], p_x[pair], p_y[pair],
+        )  # fmt: skip
+
+    _for_each_pair(len(u), work)
+    return torch.from_numpy(u), torch.from_numpy(p_x), torch.from_numpy(p_y)
+
+
+def _solve_back(gradients: Sequence[Tensor], arguments: Sequence[Any], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Return the gradients by the first eleven arguments of a warp, None for those that are not needed."""
+    _compile("back", _solve_back_example)
+    warp = _Warp(*arguments)
+    u_a, p_x_a, p_y_a = (_array(gradient) for gradient in gradients)
+    # Of first, second, u, p_x, p_y and cost.
+    found = [np.zeros_like(field) for field in (warp.first, warp.second, warp.u, warp.p_x, warp.p_y, warp.cost)]
+    sums = np.zeros((len(warp.u), warp.kernels.size + 1))
+
+    def work(pair: int) -> None:
+        layout, state, scratch = warp.scratch()
+        first, second, u, p_x, p_y, cost = (field[pair] for field in found)
+        kernels.solve_pair_back(
+            *warp.fields(pair), warp.kernels.reshape(-1), warp.limit, warp.epsilon, warp.sampler,
+            warp.ignore_outside, warp.last, *warp.grids, *scratch, state, layout.plane, layout.stride,
+            *warp.scratch_back(),
+            u_a[pair], p_x_a[pair], p_y_a[pair], first[0], second[0], u, p_x, p_y, cost[0], sums[pair],
+        )  # fmt: skip
+
+    _for_each_pair(len(u_a), work)
+    fields = [torch.from_numpy(field) if field.size else None for field in found]
+    return [
+        torch.as_tensor(value).to(argument).reshape(argument.shape) if wanted else None
+        for value, argument, wanted in zip((*fields, *warp.unfold(sums.sum(0))), arguments[:11], needed, strict=True)
+    ]
+
+
+# The operators let torch.compile and torch.export put a warp into their graphs. Elsewhere the autograd function is
+# called, since to dispatch an operator takes as long as a warp of a coarse level.
+@torch.library.custom_op("tvnet::solve_warp", mutates_args=(), device_types="cpu")
+def _solve_warp_operator(
+    first: Tensor,
+    second: Tensor,
+    u: Tensor,
+    p_x: Tensor | None,
+    p_y: Tensor | None,
+    cost: Tensor | None,
+    gradient_kernels: Tensor,
+    divergence_kernels: Tensor,
+    tau: Tensor,
+    lambda_: Tensor,
+    theta: Tensor,
+    sampler: str,
+    ignore_outside: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _compile("solve", _solve_example)
+    numbers = tau, lambda_, theta
+    how: tuple[Any, bool, bool] = sampler, ignore_outside, last
+    return _solve(_Warp(first, second, u, p_x, p_y, cost, gradient_kernels, divergence_kernels, *numbers, *how))
+
+
+@_solve_warp_operator.register_fake
+def _(first: Tensor, second: Tensor, u: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dual = (u.shape[0], 0, 0, 0) if arguments[-1] else u.shape  # after the last warp there is no dual field
+    return u.new_empty(u.shape), u.new_empty(dual), u.new_empty(dual)
+
+
+@torch.library.custom_op("tvnet::solve_warp_back", mutates_args=(), device_types="cpu")
+def _solve_warp_back_operator(
+    gradients: list[Tensor],
+    fields: list[Tensor],
+    given: list[bool],
+    numbers: list[Tensor],
+    sampler: str,
+    ignore_outside: bool,
+    last: bool,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Return the gradients that are needed, in the order of the arguments; ``given`` says which fields there are."""
+    rest = iter(fields)
+    arguments = [*(next(rest) if there else None for there in given), *numbers, sampler, ignore_outside, last]
+    return [found for found in _solve_back(gradients, arguments, needed) if found is not None]
+
+
+@_solve_warp_back_operator.register_fake
+def _(
+    gradients: list[Tensor],
+    fields: list[Tensor],
+    given: list[bool],
+    numbers: list[Tensor],
+    sampler: str,
+    ignore_outside: bool,
+    last: bool,
+    needed: list[bool],
+) -> list[Tensor]:
+    rest = iter(fields)
+    arguments = [*(next(rest) if there else None for there in given), *numbers]
+    wanted = [argument for argument, one in zip(arguments, needed, strict=True) if one and argument is not None]
+    return [torch.empty_like(argument, memory_format=torch.contiguous_format) for argument in wanted]
+
+
+def _keep_warp(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    fields = [field for field in inputs[:8] if field is not None]
+    ctx.given = [field is not None for field in inputs[:8]]
+    ctx.how = inputs[11:]
+    ctx.save_for_backward(*fields, *inputs[8:11])
+
+
+def _solve_warp_operator_back(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    *fields, tau, lambda_, theta = ctx.saved_tensors
+    needed = [bool(one) for one in ctx.needs_input_grad[:11]]
+    numbers = [tau, lambda_, theta]
+    found = iter(_solve_warp_back_operator(list(gradients), fields, ctx.given, numbers, *ctx.how, needed))
+    return *(next(found) if one else None for one in needed), None, None, None
+
+
+_solve_warp_operator.register_autograd(_solve_warp_operator_back, setup_context=_keep_warp)
 
 
 class _Warp:
@@ -401,12 +481,19 @@ def _say_why() -> None:
     logging.getLogger(__name__).warning("compiling the flow solver for this processor, once: about half a minute")
 
 
-def _solve_example(u: Tensor | None = None) -> Tensor:
-    """A warp of the smallest frames."""
-    frame, kernels = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
-    start = torch.zeros(1, 2, 2, 2) if u is None else u
-    options: dict[str, Any] = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3, "sampler": "exact", "ignore_outside": False}
-    return solve_warp(frame, frame, start, None, None, kernels, kernels, last=True, **options)[0]
+def _example() -> tuple[Any, ...]:
+    """Return the arguments of a warp of the smallest frames."""
+    frame, u, kernels = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    return frame, frame, u, None, None, None, kernels, kernels, 0.25, 0.15, 0.3, "exact", False, True
+
+
+def _solve_example() -> None:
+    _solve(_Warp(*_example()))
+
+
+def _solve_back_example() -> None:
+    u, empty = torch.zeros(1, 2, 2, 2), torch.zeros(1, 0, 0, 0)
+    _solve_back((u, empty, empty), _example(), [isinstance(one, Tensor) for one in _example()[:11]])
 
 
 def _array(field: Tensor) -> kernels.Floats:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -15,6 +17,8 @@ from tvnet_cli.flow.operators import DualField, Number, edge_cost
 from tvnet_cli.options import FLOW_SOLVERS, MIN_FRAME_SIDE, FlowSolver, Presmoothing, Sampler, TVNetOptions
 
 COARSEST_DIAGONAL = 4  # pixels; the authors' pyramid stops there
+WHITE = 255.0  # the level of white that all constants of the solver belong to
+OVERSHOOT = 0.2  # of the highest level: what sharp resampling, such as bicubic, goes beyond black and white, and more
 
 
 class Engine(Protocol):
@@ -61,6 +65,8 @@ class TVNet(nn.Module):
         Who computes: plain torch, which is the reference, takes any type and device; compiled code takes float32,
         ``numba`` on the CPU and ``triton`` on a GPU, and gives the same to about 1e-5 pixels. ``auto`` takes the
         compiled one that fits, and torch where none does. May be changed at any time.
+    input_range : float
+        Level of white in the frames: 255, or 1.0 for frames as most image loaders for torch give them.
     **options
         ``zoom_factor``, ``tau``, ``lambda_``, ``theta``, ``sampler`` and the others that
         ``tvnet_cli.options.TVNetOptions`` lists; it also holds all defaults.
@@ -97,9 +103,14 @@ class TVNet(nn.Module):
         *,
         u0_size: tuple[int, int] = (224, 224),
         solver: FlowSolver = "auto",
+        input_range: float = WHITE,
         **options: Any,
     ) -> None:
         super().__init__()
+        if not 0 < input_range < math.inf:
+            raise ValueError(f"input_range must be a positive number, such as 255 or 1.0, not {input_range}")
+        self.input_range = float(input_range)
+        self._range_checked = False
         if solver not in FLOW_SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(FLOW_SOLVERS)}, not {solver!r}")
         self.solver = solver
@@ -130,19 +141,22 @@ class TVNet(nn.Module):
 
         Parameters
         ----------
-        first, second : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, 0..255
-            Any number type; computed in the type of the parameters. Both sides at least 16 pixels.
+        first, second : Tensor, (B, 3, H, W) RGB or (B, 1, H, W) grey, 0..255, or 0..``input_range``
+            Any number type. Both sides at least 16 pixels.
 
         Returns
         -------
-        Tensor, (B, 2, H, W), pixels
+        Tensor, (B, 2, H, W), type of the parameters, pixels
             Channel 0 is x, right positive; channel 1 is y, down positive: ``second`` at ``x + flow`` looks like
-            ``first`` at ``x``.
+            ``first`` at ``x``. With parameters of 16 bits, and under autocast, it is computed in float32.
 
         Raises
         ------
         ValueError
-            If the frames differ in shape, are not a batch of 1- or 3-channel pictures, or are too small.
+            If the frames differ in shape, are not a batch of 1- or 3-channel frames, or are too small; or if their
+            levels are not 0..``input_range``: NaN or infinite, clearly negative, clearly above white, or all within
+            0..1 where white is 255 and not all whole. On a GPU the levels of the first call alone are checked, because
+            to look at them is to wait for the GPU; a graph of torch.compile or torch.export checks none.
         """
         return self.flow_scales(first, second)[-1]
 
@@ -155,8 +169,13 @@ class TVNet(nn.Module):
             The coarsest first. The last is what ``forward`` returns.
         """
         _check_frames(first, second)
-        prepared = self._engine().prepare(first, second, self.options.presmoothing, self.u0.dtype)
-        return self.solve_scales(*prepared)
+        self._check_range(first, second)
+        with _float32_kept(first.device.type):
+            if self.input_range != WHITE:
+                factor = WHITE / self.input_range
+                first, second = (frame.to(self._dtype) * factor for frame in (first, second))
+            prepared = self._engine().prepare(first, second, self.options.presmoothing, self._dtype)
+            return self.solve_scales(*prepared)
 
     def solve(self, first: Tensor, second: Tensor) -> Tensor:
         """The solver without its pre-processing.
@@ -183,7 +202,8 @@ class TVNet(nn.Module):
         list of Tensor, (B, 2, height, width) each, pixels of that scale
             The coarsest first.
         """
-        options = self.options
+        options, dtype = self.options, self._dtype
+        first, second = first.to(dtype), second.to(dtype)
         height, width = first.shape[-2:]
         sizes = pyramid_sizes(height, width, options.num_scales, options.zoom_factor, options.coarsest_side)
         engine = self._engine()
@@ -192,10 +212,25 @@ class TVNet(nn.Module):
             if flows:
                 u = self._to_finer_level(engine, flows[-1], size)
             else:
-                u = engine.resize_flow(self.u0, size, options.antialias).expand(first.shape[0], -1, -1, -1)
+                start = engine.resize_flow(self.u0.to(dtype), size, options.antialias)
+                u = start.expand(first.shape[0], -1, -1, -1)
             first_level, second_level = (engine.resize(frame, size, options.antialias) for frame in (first, second))
             flows.append(self._solve_level(engine, first_level, second_level, u, scale))
-        return flows
+        return [flow.to(self.u0.dtype) for flow in flows]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type that is computed in: 16 bits do not hold what the solver squares and divides by."""
+        return torch.float64 if self.u0.dtype == torch.float64 else torch.float32
+
+    def _check_range(self, first: Tensor, second: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if first.is_cuda:  # once: to look at levels is to wait for all that the GPU has still to do
+            if self._range_checked:
+                return
+            self._range_checked = True
+        check_range(first, second, self.input_range)
 
     def solver_in_use(self) -> FlowSolver:
         """``torch``, ``numba`` or ``triton``: what ``solver`` means for the type and the device of the parameters.
@@ -205,7 +240,7 @@ class TVNet(nn.Module):
         ValueError
             If the solver that was asked for does not serve them.
         """
-        device, single = self.u0.device, self.u0.dtype == torch.float32
+        device, single = self.u0.device, self._dtype == torch.float32
         serving = {"cpu": "numba", "cuda": "triton"}.get(device.type) if single else None
         if self.solver == "auto":
             return "numba" if serving == "numba" else "triton" if serving and _triton_serves(device) else "torch"
@@ -242,8 +277,8 @@ class TVNet(nn.Module):
                 u,
                 p,
                 cost,
-                self.gradient_kernels[scale, warp_number],
-                self.divergence_kernels[scale, warp_number],
+                self.gradient_kernels[scale, warp_number].to(self._dtype),
+                self.divergence_kernels[scale, warp_number].to(self._dtype),
                 tau=self.tau,
                 lambda_=self.lambda_,
                 theta=self.theta,
@@ -288,6 +323,61 @@ def pyramid_sizes(
             break
         sizes.append(size)
     return sizes
+
+
+def check_range(first: Tensor, second: Tensor, input_range: float = WHITE) -> None:
+    """Refuse frames whose levels are not those that the solver expects.
+
+    Parameters
+    ----------
+    first, second : Tensor, any shape and type
+    input_range : float
+        Level of white.
+
+    Raises
+    ------
+    ValueError
+        If a level is NaN or infinite, clearly negative or clearly above white; if white is 255 and all levels are
+        within 0..1, not all of them whole (0 and 1 alone are the levels of a dark video); if the frames are bool; or
+        if they are uint8 and white is not 255.
+    """
+    frames = first, second
+    if any(frame.dtype == torch.bool for frame in frames):
+        raise ValueError("frames are bool, not levels of 0..255: multiply them by 255")
+    if all(frame.dtype == torch.uint8 for frame in frames):
+        if input_range != WHITE:
+            raise ValueError(f"uint8 frames have levels of 0..255, not 0..{input_range:g}: leave out input_range")
+        return
+    if not first.numel():
+        return
+    levels = [frame.detach() if frame.is_floating_point() else frame.to(torch.float64) for frame in frames]
+    ends = [(float(low), float(high)) for low, high in map(torch.aminmax, levels)]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    if not all(math.isfinite(end) for pair in ends for end in pair):
+        raise ValueError("frames hold NaN or infinite levels")
+    expected = f"expected 0..{input_range:g}"
+    if lowest < -OVERSHOOT * max(highest, 0.0) - 1e-3 * input_range:
+        raise ValueError(
+            f"frames have negative levels, {lowest:.4g} to {highest:.4g}, {expected}: undo their normalisation"
+        )
+    if highest > (1 + OVERSHOOT) * input_range:
+        raise ValueError(f"frames have levels up to {highest:.6g}, {expected}: divide 16-bit levels by 257")
+    if input_range == WHITE and highest <= 1 and not all(_is_whole(frame) for frame in frames):
+        raise ValueError(f"all levels lie within 0..1, {expected}: multiply the frames by 255, or pass input_range=1.0")
+
+
+def _is_whole(frame: Tensor) -> bool:
+    return not frame.is_floating_point() or bool((frame == frame.round()).all())
+
+
+@contextmanager
+def _float32_kept(device_type: str) -> Iterator[None]:
+    """Keep autocast from computing the solver in 16 bits."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, enabled=False):
+        yield
 
 
 def _check_frames(first: Tensor, second: Tensor) -> None:
