@@ -16,6 +16,8 @@ from tvnet_cli.features.format import read_contents
 PARTS = ".parts"
 OVERWRITES = "overwrites"  # an empty file among the parts: they are to replace the feature file, not to be added to it
 NUMBERED = re.compile(r"\d{9}\.h5")  # names of parts
+PART = re.compile(r"\d{9}\.h5|repaired.*\.h5")  # and of the good rows of a part that was repaired
+LEFTOVER = re.compile(r"\.?(\d{9}\.h5|packed|merged|repaired.*)(\.[0-9a-f]{8})?\.new")  # by a run that was killed
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def locked(
     Raises
     ------
     FeatureFileError
-        If another run holds the lock, which the message names; or if something else has the name of the folder.
+        If another run holds the lock, which the message names; if another program has the file open for writing; or if
+        something else has the name of the folder.
     """
     folder = parts_folder(output)
     if output.is_dir():
@@ -46,6 +49,7 @@ def locked(
     with locks.locked(
         output, folder, FeatureFileError, wait=wait, stop=stop, note=note, advice=advice, ours=_is_of_an_older_version
     ):
+        require_not_open(output)
         yield folder
 
 
@@ -54,6 +58,37 @@ def parts_folder(output: Path) -> Path:
     if not output.name:
         raise FeatureFileError(f"{output} is a folder: name a file in it")
     return output.with_name(output.name + PARTS)
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Return the finished rows that wait in a folder of parts, in their order; other files are not ours to touch."""
+    return sorted(path for path in folder.glob("*.h5") if PART.fullmatch(path.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-written in a folder of parts that is locked."""
+    for path in folder.glob("*.new"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink()
+
+
+def require_not_open(output: Path) -> None:
+    """Refuse a feature file that another program has open for writing: what it writes would be lost.
+
+    Raises
+    ------
+    FeatureFileError
+    """
+    locks.require_not_open(output, FeatureFileError)
+
+
+def has_own_parts(folder: Path) -> bool:
+    """Return whether finished rows wait in a folder of parts that this program made."""
+    try:
+        require_own_parts(folder)
+    except FeatureFileError:
+        return False
+    return bool(part_files(folder))
 
 
 def require_own_parts(folder: Path) -> None:
