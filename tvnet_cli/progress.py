@@ -25,7 +25,7 @@ from rich.progress import (
 
 from tvnet_cli.errors import printable
 from tvnet_cli.features.extract import VideoResult
-from tvnet_cli.features.lock import parts_folder
+from tvnet_cli.features.lock import has_own_parts, parts_folder
 from tvnet_cli.flow.compute import SAMPLED_FIELDS
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.outputs import Target
@@ -136,12 +136,21 @@ class VideoProgress(_Screen):
         """Say what people should know about the run as a whole."""
         self._say(f"[yellow]note[/yellow] {escape(line)}", always=True)
 
+    def checking(self, done: int, total: int) -> None:
+        """So many videos of those with a row were compared with what their rows were made of."""
+        self._stage("checking", done, total, "videos with a row")
+        if done == total:
+            self._bar.update(self._task, description="videos", completed=sum(self.counts.values()), total=self.total)
+
     def packing(self, done: int, total: int) -> None:
         """So many rows of all are in the file that is written at the end."""
-        self._bar.update(self._task, description="packing", completed=done, total=total, rate="")
+        self._stage("packing", done, total, "rows")
+
+    def _stage(self, name: str, done: int, total: int, what: str) -> None:
+        self._bar.update(self._task, description=name, completed=done, total=total, rate="")
         now = time.monotonic()
         if now - self._said > SECONDS_BETWEEN_LINES and not self.console.is_terminal:
-            self._say(f"packing: {done} of {total} rows")
+            self._say(f"{name}: {done} of {total} {what}")
             self._said = now
 
     def close(self, output: Path, interrupted: bool = False) -> None:
@@ -160,7 +169,7 @@ class VideoProgress(_Screen):
         self._say(f"{counts}{waiting} in {time.monotonic() - self._started:.0f} s; {where}")
         if interrupted:
             parts = parts_folder(output)
-            where = f" in {escape(str(parts))}" if any(parts.glob("*.h5")) else ""
+            where = f" in {escape(str(parts))}" if has_own_parts(parts) else ""
             self._say(f"interrupted: finished videos are kept{where}, the same command goes on from here", always=True)
 
     def _rate(self) -> str:

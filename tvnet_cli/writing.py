@@ -22,7 +22,8 @@ MARK = "made by tvnet"
 MARKED_BYTES = 2**16  # of the beginning and of the end of a file, where the mark is looked for
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # on some network disks
+ENOTSUPP = 524  # of the kernel of Linux, which some network disks let through
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, ENOTSUPP, errno.EINVAL}  # of flock
 
 
 class CalmFile(io.FileIO):

@@ -21,6 +21,7 @@ from tvnet_cli.features import format as format_module
 from tvnet_cli.features import store as module
 from tvnet_cli.features.format import Failure, read_contents
 from tvnet_cli.features.store import FeatureStore, read_ids
+from tvnet_cli.locks import MARKER
 
 
 def names(folder: Path) -> list[str]:
@@ -240,7 +241,7 @@ def test_a_damaged_feature_file_is_left_alone_and_the_error_says_what_to_do(tmp_
     damage(tmp_path / "f.h5", "flow/inception_4e_output", 1)
     with pytest.raises(DamagedError, match="b differ from their checksums"):
         write(tmp_path / "f.h5", "c")
-    assert names(tmp_path) == ["f.h5", "f.h5.parts", "f.h5.parts/000000001.h5"]
+    assert names(tmp_path) == ["f.h5", "f.h5.parts", "f.h5.parts/000000001.h5", f"f.h5.parts/{MARKER}"]
     with FeatureStore(tmp_path / "g.h5", RECIPE):
         pass
 

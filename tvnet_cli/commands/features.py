@@ -114,6 +114,11 @@ PLACE = _Place(path_type=Path)
 )
 @click.option("--overwrite", is_flag=True, help="Drop what the output file holds and start anew.")
 @click.option("--retry-failed", is_flag=True, help="Try videos again that failed in an earlier run.")
+@click.option(
+    "--recompute-changed",
+    is_flag=True,
+    help="Compute features again of videos that changed since their rows were made; otherwise these fail.",
+)
 @click.option("--wait", is_flag=True, help="Wait for another run that is writing the output file.")
 @click.option(
     "--shard",
@@ -148,6 +153,7 @@ def features(
     ray: str | None,
     overwrite: bool,
     retry_failed: bool,
+    recompute_changed: bool,
     wait: bool,
     shard_name: str | None,
     dry_run: bool,
@@ -213,6 +219,7 @@ def features(
                 jobs=jobs,
                 overwrite=overwrite,
                 retry_failed=retry_failed,
+                recompute_changed=recompute_changed,
                 progress=stages,
             )
         click.echo(json.dumps(plan.summary()) if as_json else plan)
@@ -231,11 +238,13 @@ def features(
             jobs=jobs,
             overwrite=overwrite,
             retry_failed=retry_failed,
+            recompute_changed=recompute_changed,
             wait=wait,
             options=options,
             limits=limits,
             stop=stop,
             note=progress.note,
+            checking=progress.checking,
             packing=progress.packing,
         )
         try:

@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 
 from tvnet_cli.device import thread_pool
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import FeatureFileError, VideoReadError
 from tvnet_cli.features.cluster import ClusterExtractor, ray_cluster
 from tvnet_cli.features.devices import Extractors
 from tvnet_cli.features.extractor import Models, RowSource
-from tvnet_cli.features.format import RowProgress
+from tvnet_cli.features.format import RowProgress, named
+from tvnet_cli.features.sources import Checking, check_sources, identify_source, source_values
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.options import DecodeLimits, ExtractOptions
 from tvnet_cli.video.files import RemoteVideo, Video
@@ -81,11 +82,13 @@ def extract_features(
     ray: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    recompute_changed: bool = False,
     wait: bool = False,
     options: ExtractOptions | None = None,
     limits: DecodeLimits | None = None,
     stop: threading.Event | None = None,
     note: Callable[[str], None] = lambda line: None,
+    checking: Checking = lambda done, total: None,
     packing: RowProgress = lambda done, total: None,
 ) -> Generator[VideoResult, None, None]:
     """Extract the features of videos into a feature file.
@@ -95,7 +98,8 @@ def extract_features(
     videos : sequence of Video or RemoteVideo
         From ``tvnet_cli.video.files.find_videos`` or ``find_sources``.
     output : Path
-        The feature file. Videos that it holds already are skipped.
+        The feature file. Videos that it holds already are skipped, unless they changed since: by their sizes and by
+        the hashes of their first, middle and last bytes.
     models : dict of stream to StreamModel
         From ``tvnet_cli.network.weights.load_models``; their networks stay as they are.
     device : torch.device or str, or a sequence of torch.device
@@ -111,6 +115,8 @@ def extract_features(
         Drop what ``output`` holds.
     retry_failed : bool
         Try videos again that failed in an earlier run. Otherwise their reasons are given once more.
+    recompute_changed : bool
+        Compute the rows of videos again that changed since. Otherwise these videos fail, and their rows stay.
     wait : bool
         For another run that writes ``output``, which otherwise is an error.
     options : ExtractOptions
@@ -121,6 +127,8 @@ def extract_features(
         When it is set, the run ends soon: rows in hand are kept, and what is not finished is dropped.
     note : callable
         Is told what people should know about the run as a whole.
+    checking : callable
+        Is told how many of the videos with a row were compared with what their rows were made of.
     packing : callable
         Is told how many rows of all are in the file that is written at the end.
 
@@ -132,7 +140,8 @@ def extract_features(
     Raises
     ------
     FeatureFileError
-        If ``output`` is no feature file, was made by another recipe, is damaged or is being written by another run.
+        If ``output`` is no feature file, was made by another recipe, is damaged or is being written by another run or
+        program; or if a row is damaged twice on its way into the file.
     DiskFullError
         Finished videos are kept.
     """
@@ -142,13 +151,14 @@ def extract_features(
     def work(video: Video | RemoteVideo) -> VideoResult:
         started = time.perf_counter()
         try:
+            remote = source_values(identify_source(video)) if isinstance(video, RemoteVideo) else {}
             row = extractor.row(video.place)
         except VideoReadError as error:
             if stop.is_set():  # then it may be no fault of the video
                 raise
             store.add_failure(video.video_id, str(error), error.code)
             return VideoResult(video.video_id, "failed", reason=str(error), code=error.code, error=error)
-        store.add(video.video_id, row.values)
+        store.add(video.video_id, {**row.values, **remote})
         return VideoResult(
             video.video_id,
             "done",
@@ -166,20 +176,38 @@ def extract_features(
         thread_pool(extractor.jobs) as at_work,
         extractor,
     ):
+        check = check_sources(videos, store.sources, checking, stop)
+        for line in check.notes():
+            note(line)
+        if recompute_changed:
+            for video_id in check.changed:
+                store.outdate(video_id)
         before = {} if retry_failed else dict(store.failures)
         todo = []
         for video in videos:
-            if video.video_id in store:
+            if stop.is_set() and video.video_id in store:
+                return  # whether it changed may not be known
+            if video.video_id in store and video.video_id in check.changed:
+                reason = check.changed[video.video_id]
+                yield VideoResult(video.video_id, "failed", reason=reason, code="source_changed")
+            elif video.video_id in store:
                 yield VideoResult(video.video_id, "skipped")
             elif failure := before.get(video.video_id):
                 yield VideoResult(video.video_id, "failed", failure.reason, failure.code, earlier=True)
             else:
                 todo.append(video)
+        again: set[str] = set()
         while True:
             yield from _in_order(at_work, work, todo, stop)
             if stop.is_set() or store.pack():
                 break
             todo = [video for video in videos if not store.knows(video.video_id)]
+            if twice := [video.video_id for video in todo if video.video_id in again]:
+                raise FeatureFileError(
+                    f"the rows of {named(twice)} were damaged twice on their way into {output}: the disk, the network "
+                    "or the memory is at fault; the other finished videos are kept"
+                )
+            again |= {video.video_id for video in todo}
         if not videos:
             store.write_empty()
 

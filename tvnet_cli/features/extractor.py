@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tvnet_cli.device import num_workers, thread_pool, true_float32
 from tvnet_cli.errors import VideoReadError
+from tvnet_cli.features.sources import source_values
 from tvnet_cli.network.cards import FlowInput, RGBInput
 from tvnet_cli.network.inference import InferenceNetwork
 from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
@@ -24,6 +25,7 @@ from tvnet_cli.network.weights import StreamModel
 from tvnet_cli.options import DEFAULT_BATCH_SIZE, DecodeLimits, DType, ExtractOptions, Stream, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.decode import VideoClips
+from tvnet_cli.video.identity import Identity, identify
 from tvnet_cli.video.reader import ClipReader
 
 # Clips in one pass of the network, one piece of work. Fixed, because the rounding of a convolution depends on the size
@@ -144,12 +146,18 @@ class Extractor:
     def row(self, place: Path | str) -> VideoRow:
         """The row of one video, a file or text that is an address; the thread that asks mostly waits.
 
+        It holds the identity of a file; who asks for a remote video adds what the server says.
+
         Raises
         ------
         VideoReadError
-            If the video cannot be read. Whatever else is raised is no fault of it.
+            If the video cannot be read, or changes meanwhile. Whatever else is raised is no fault of it.
         """
-        return self.compute(self.read(place))
+        source = _identity(place)
+        row = self.compute(self.read(place))
+        if _identity(place) != source:
+            raise VideoReadError("it changed while it was read: try again when it is whole", "changed")
+        return replace(row, values={**row.values, **source_values(source)}) if source else row
 
     def read(self, place: Path | str) -> VideoClips:
         """The first half of ``row``."""
@@ -241,6 +249,14 @@ def _frames_used(clips: VideoClips) -> dict[str, ArrayLike]:
         "padded": np.bool_(clips.padded),
         "bad_packets": np.int64(clips.bad_packets),
     }
+
+
+def _identity(place: Path | str) -> Identity | None:
+    """Return the identity of a file; None if it has none, so that reading it tells why, and of a remote video."""
+    try:
+        return identify(place) if isinstance(place, Path) else None
+    except OSError:
+        return None
 
 
 def _default_batch_size(device: torch.device) -> int:

@@ -43,11 +43,18 @@ DATASETS = {
     "num_frames": ("decodable frames of the video", "frames"),
     "padded": ("True if the video has fewer frames than a clip, whose last frame was then repeated", "1"),
     "bad_packets": ("packets of the video that cannot be decoded and were passed over", "packets"),
+    "source_bytes": ("size of the video's file; -1 if unknown", "bytes"),
+    "source_mtime_ns": ("modification time of the video's file, since 1970; -1 if unknown", "nanoseconds"),
+    "source_hash": (
+        "SHA-256 of the first, the middle and the last 64 KiB of the video's file, of all of a file up to 192 KiB; of "
+        "a remote video: 'etag', then bytes 5 to 32 of the SHA-256 of its ETag; zeros if unknown",
+        "1",
+    ),
     "failures/video_id": ("videos that were tried and have no row", "text"),
     "failures/reason": ("why", "text"),
     "failures/code": ("why, as one of a short list of words", "text"),
 }
-UNKNOWN = {"i": -1, "f": np.nan, "b": False}  # by kind of type: where an older program did not write a dataset
+UNKNOWN = {"i": -1, "u": 0, "f": np.nan, "b": False}  # by kind of type: where an older program did not write a dataset
 TEXT = h5py.string_dtype("utf-8")
 
 Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and type of a row, by name of dataset
@@ -166,6 +173,18 @@ def read_rows(contents: Contents, videos: Sequence[str]) -> tuple[dict[str, NDAr
         stored = file["checksum"][low:high][numbers - low] if contents.has_checksums else None
     fits = np.ones(len(videos), np.bool_) if stored is None else checksums(videos, values) == stored
     return values, [video_id for video_id, right in zip(videos, fits.tolist(), strict=True) if not right]
+
+
+def read_columns(contents: Contents, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return some small datasets of all rows, as far as the file has them, without a look at checksums.
+
+    Raises
+    ------
+    DamagedError
+        If they cannot be read.
+    """
+    with _reading(contents.path) as file:
+        return {name: file[name][:] for name in names if name in contents.fields}
 
 
 def checksums(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:

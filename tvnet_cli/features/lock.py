@@ -1,24 +1,23 @@
-"""One run at a time on a feature file, and a name for the one that is at work."""
+"""One run at a time on a feature file."""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-
+from tvnet_cli import locks
 from tvnet_cli.errors import FeatureFileError
-from tvnet_cli.writing import NO_LOCKS_HERE
+from tvnet_cli.features.format import read_contents
 
-SECONDS_BETWEEN_TRIES = 0.5
 PARTS = ".parts"
 OVERWRITES = "overwrites"  # an empty file among the parts: they are to replace the feature file, not to be added to it
+NUMBERED = re.compile(r"\d{9}\.h5")  # names of parts
+PART = re.compile(r"\d{9}\.h5|repaired.*\.h5")  # and of the good rows of a part that was repaired
+LEFTOVER = re.compile(r"\.?(\d{9}\.h5|packed|merged|repaired.*)(\.[0-9a-f]{8})?\.new")  # by a run that was killed
 
 
 @contextmanager
@@ -31,39 +30,27 @@ def locked(
 ) -> Iterator[Path]:
     """Keep other runs from a feature file; gives the folder ``<output>.parts``, which goes at the end if it is empty.
 
-    The system frees the lock of a process that dies. Where a disk knows no locks, the existence of a file is one; that
-    of a process that died on the same machine does not count.
-
     Parameters
     ----------
     output : Path
-    wait : bool
-        For the run that is at work. Otherwise that is an error.
-    stop : Event, optional
-        Ends the waiting with that error.
-    note : callable
-        Is told whom it waits for.
+    wait, stop, note
+        As of ``tvnet_cli.locks.locked``.
 
     Raises
     ------
     FeatureFileError
-        That says who is at work.
+        If another run holds the lock, which the message names; if another program has the file open for writing; or if
+        something else has the name of the folder.
     """
     folder = parts_folder(output)
     if output.is_dir():
         raise FeatureFileError(f"{output} is a folder: name a file in it")
-    lock = _acquired(output, folder, wait, stop or threading.Event(), note)
-    holder = folder / "holder.json"
-    try:
-        with suppress(OSError):  # a full disk; it only serves a message
-            holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}), "utf-8")
+    advice = "wait for it (--wait), or choose another output"
+    with locks.locked(
+        output, folder, FeatureFileError, wait=wait, stop=stop, note=note, advice=advice, ours=_is_of_an_older_version
+    ):
+        require_not_open(output)
         yield folder
-    finally:
-        with suppress(OSError):
-            holder.unlink()
-            Path(lock.lock_file).unlink(missing_ok=True)
-            folder.rmdir()
-        lock.release()
 
 
 def parts_folder(output: Path) -> Path:
@@ -73,53 +60,63 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(output.name + PARTS)
 
 
+def part_files(folder: Path) -> list[Path]:
+    """Return the finished rows that wait in a folder of parts, in their order; other files are not ours to touch."""
+    return sorted(path for path in folder.glob("*.h5") if PART.fullmatch(path.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-written in a folder of parts that is locked."""
+    for path in folder.glob("*.new"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink()
+
+
+def require_not_open(output: Path) -> None:
+    """Refuse a feature file that another program has open for writing: what it writes would be lost.
+
+    Raises
+    ------
+    FeatureFileError
+    """
+    locks.require_not_open(output, FeatureFileError)
+
+
+def has_own_parts(folder: Path) -> bool:
+    """Return whether finished rows wait in a folder of parts that this program made."""
+    try:
+        require_own_parts(folder)
+    except FeatureFileError:
+        return False
+    return bool(part_files(folder))
+
+
+def require_own_parts(folder: Path) -> None:
+    """Refuse a folder of parts that this program did not make.
+
+    Raises
+    ------
+    FeatureFileError
+    """
+    locks.require_own_folder(folder, FeatureFileError, _is_of_an_older_version)
+
+
 def behind_links(output: Path) -> Path:
     """The file itself: a link to it stays one, and all its names lead to one lock."""
     return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
-def _acquired(
-    output: Path, folder: Path, wait: bool, stop: threading.Event, note: Callable[[str], None]
-) -> BaseFileLock:
-    kind: type[BaseFileLock] = FileLock
-    told = False
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise FeatureFileError(f"{folder} is in the way, where finished videos are to wait: move it away") from None
-        name = "lock" if kind is FileLock else "lock.file"
-        lock = kind(folder / name, thread_local=False, fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=SECONDS_BETWEEN_TRIES if told else 0)
-        except FileNotFoundError:  # the run before has just taken the folder away
-            continue
-        except Timeout:
-            if not wait or stop.is_set():
-                free = f"; if it is dead, delete {lock.lock_file}" if kind is SoftFileLock else ""
-                raise FeatureFileError(
-                    f"another run is writing {output}{_holder(folder)}: wait for it (--wait), "
-                    f"or choose another output{free}"
-                ) from None
-            if not told:
-                note(f"waiting for another run that is writing {output}{_holder(folder)}")
-            told = True
-        except OSError as error:
-            if error.errno not in NO_LOCKS_HERE or kind is SoftFileLock:
-                raise
-            kind = SoftFileLock
-        else:
-            return lock
+def _is_of_an_older_version(folder: Path) -> bool:
+    """Return whether version 0.1.0, which left no marker, made a folder: by who holds the lock, or by a part."""
+    paths = sorted(folder.iterdir())
+    if locks.read_holder(folder) or paths == [folder / OVERWRITES]:
+        return True
+    return any(_is_part(path) for path in paths if NUMBERED.fullmatch(path.name))
 
 
-def _holder(folder: Path) -> str:
-    """Which process is at work, as far as it has said so."""
+def _is_part(path: Path) -> bool:
     try:
-        found = json.loads((folder / "holder.json").read_text("utf-8"))
-        return f" (process {found['pid']} on {found['host']}, since {found['since']})"
-    except (OSError, ValueError, KeyError):
-        return ""
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(" ", "seconds")
+        read_contents(path)
+    except FeatureFileError:
+        return False
+    return True

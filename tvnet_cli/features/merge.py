@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from tvnet_cli.errors import FeatureFileError
 from tvnet_cli.features.format import (
@@ -15,8 +18,17 @@ from tvnet_cli.features.format import (
     read_rows,
     require_replaceable,
 )
-from tvnet_cli.features.lock import OVERWRITES, behind_links, locked, parts_folder
+from tvnet_cli.features.lock import (
+    OVERWRITES,
+    behind_links,
+    has_own_parts,
+    locked,
+    part_files,
+    parts_folder,
+    require_own_parts,
+)
 from tvnet_cli.features.shards import missing_shards
+from tvnet_cli.features.sources import MTIME, SOURCE_DATASETS, is_unknown
 from tvnet_cli.recipe import first_difference
 
 
@@ -60,6 +72,7 @@ def merge_features(
     if output.exists() and not overwrite:
         raise FeatureFileError(f"{output} is there already: choose another output, or --overwrite")
     require_replaceable(output)
+    require_own_parts(parts_folder(output))
     sources = [read_contents(path) for path in _files(paths)]
     if not sources:
         raise FeatureFileError(f"nothing to merge in {', '.join(map(str, paths))}")
@@ -75,7 +88,7 @@ def merge_features(
     if missing:
         note(f"not among the files: shard {named(missing)}")
     with locked(output) as parts:
-        if {path.resolve() for path in parts.glob("*.h5")} - {source.path.resolve() for source in sources}:
+        if {path.resolve() for path in part_files(parts)} - {source.path.resolve() for source in sources}:
             raise FeatureFileError(
                 f"the run that writes {output} has not ended: give its command again, choose another output, or delete "
                 f"{parts} to do without what it has finished"
@@ -91,7 +104,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     given = {path.resolve() for path in paths}
     for path in paths:
         parts = parts_folder(behind_links(path))
-        if any(parts.glob("*.h5")) and parts.resolve() not in given:
+        if has_own_parts(parts) and parts.resolve() not in given:
             raise FeatureFileError(
                 f"the run that writes {path} has not ended: give its command again, or name {parts} too, "
                 "to merge what it has finished"
@@ -107,9 +120,16 @@ def _require_equal_twins(sources: Sequence[Contents]) -> None:
         for videos in source.portions([video_id for video_id in source.rows if video_id in home]):
             for video_id in videos:
                 mine, theirs = (read_rows(one, [video_id])[0] for one in (source, home[video_id]))
-                different = [name for name in mine if name in theirs and mine[name].tobytes() != theirs[name].tobytes()]
+                different = [name for name in mine if name in theirs and _differ(name, mine[name], theirs[name])]
                 if different:
                     raise FeatureFileError(
                         f"{home[video_id].path} and {source.path} hold different rows of {video_id}: {named(different)}"
                     )
         home.update(dict.fromkeys(source.rows, source))
+
+
+def _differ(name: str, mine: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    """Return whether two rows differ; copies of a video may have other times, and some rows keep nothing of it."""
+    if name == MTIME or (name in SOURCE_DATASETS and any(is_unknown(values) for values in (mine, theirs))):
+        return False
+    return mine.tobytes() != theirs.tobytes()

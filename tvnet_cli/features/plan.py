@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from tvnet_cli.device import num_workers
 from tvnet_cli.errors import VideoReadError
 from tvnet_cli.features.extractor import NETWORK_BATCH, Extractor, VideoRow
+from tvnet_cli.features.sources import HASH_BYTES, check_sources
 from tvnet_cli.features.store import already_there
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.decode import VideoClips
@@ -27,6 +29,7 @@ TIMED_SECONDS = 2.0  # of computing at least, and at most so many turns
 TIMED_TURNS = 5
 ID_BYTES = 32  # of a name in an HDF5 file, beside its letters
 CHECKSUM_BYTES = 4
+SOURCE_BYTES = 8 + 8 + HASH_BYTES  # size, modification time and hash of the video
 
 AnyVideo = Video | RemoteVideo
 Progress = Callable[[str, int, int], None]  # stage, turns done, turns in all
@@ -69,8 +72,8 @@ class Plan:
 
     Attributes
     ----------
-    todo, done, failed_before : int
-        Videos.
+    todo, done, failed_before, changed : int
+        Videos; those that changed since their rows were made are among the first with ``recompute_changed``.
     output : Path
     device : str
     cores : int
@@ -87,6 +90,7 @@ class Plan:
     todo: int
     done: int
     failed_before: int
+    changed: int = 0
     output: Path
     device: str
     cores: int
@@ -110,7 +114,8 @@ class Plan:
 
     def __str__(self) -> str:
         before = f", {self.failed_before} failed before (--retry-failed tries them again)" if self.failed_before else ""
-        lines = [f"{self.todo} videos to do, {self.done} done already{before}; nothing was written"]
+        changed = f", {self.changed} changed since (--recompute-changed computes them again)" if self.changed else ""
+        lines = [f"{self.todo} videos to do, {self.done} done already{before}{changed}; nothing was written"]
         costs = self.costs
         if costs is None:
             return lines[0]
@@ -137,6 +142,7 @@ def plan_run(
     jobs: int | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    recompute_changed: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Plan:
     """Find what a run would do, measure a little, and say what the whole would take.
@@ -153,7 +159,7 @@ def plan_run(
         Those that would work as it does.
     jobs : int, optional
         Videos at work at once.
-    overwrite, retry_failed : bool
+    overwrite, retry_failed, recompute_changed : bool
         As in ``tvnet_cli.features.extract.extract_features``.
     progress : callable
         Takes the stage, the turns done and the turns in all.
@@ -163,13 +169,17 @@ def plan_run(
     FeatureFileError
         If ``output`` is no feature file or was made by another recipe.
     """
-    done, failures = already_there(output, extractor.recipe, overwrite)
-    known = done if retry_failed else done | set(failures)
+    sources, failures = already_there(output, extractor.recipe, overwrite)
+    check = check_sources(videos, sources, partial(progress, "checking videos with a row"))
+    done = sources.keys() - check.changed.keys()
+    known = done if retry_failed else done | failures.keys()
+    known |= set() if recompute_changed else check.changed.keys()
     todo = [video for video in videos if video.video_id not in known]
     there = next(place for place in (output.absolute(), *output.absolute().parents) if place.exists())
     plan = Plan(
         todo=len(todo),
         done=sum(video.video_id in done for video in videos),
+        changed=0 if recompute_changed else len(check.changed),
         failed_before=0 if retry_failed else sum(video.video_id in failures for video in videos),
         output=output,
         device=f"{extractor.device}" + (f" and {devices - 1} more" if devices > 1 else ""),
@@ -278,7 +288,7 @@ def _random_clips(extractor: Extractor, count: int) -> VideoClips:
 
 
 def _row_bytes(row: VideoRow) -> int:
-    return CHECKSUM_BYTES + sum(np.asarray(value).nbytes for value in row.values.values())
+    return CHECKSUM_BYTES + SOURCE_BYTES + sum(np.asarray(value).nbytes for value in row.values.values())
 
 
 def _duration(seconds: float) -> str:

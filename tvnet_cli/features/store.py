@@ -9,7 +9,6 @@ run, the feature file opens, holds whole rows only, and no finished video is los
 from __future__ import annotations
 
 import itertools
-import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
@@ -27,6 +27,7 @@ from tvnet_cli.features.format import (
     RowProgress,
     join,
     named,
+    read_columns,
     read_contents,
     read_rows,
     require_replaceable,
@@ -34,13 +35,24 @@ from tvnet_cli.features.format import (
     write_failures,
     write_row,
 )
-from tvnet_cli.features.lock import OVERWRITES, behind_links, locked, parts_folder
+from tvnet_cli.features.lock import (
+    NUMBERED,
+    OVERWRITES,
+    behind_links,
+    locked,
+    part_files,
+    parts_folder,
+    remove_leftovers,
+    require_not_open,
+    require_own_parts,
+)
+from tvnet_cli.features.sources import SOURCE_DATASETS, sources_of_rows
 from tvnet_cli.recipe import Recipe, first_difference
+from tvnet_cli.video.identity import Identity
 
 BUNDLE_FILES = 64  # parts of one video that become one file
 QUICK_BYTES = 2**29  # an interrupted run packs no more than this
 DAMAGED, NEW = ".damaged", ".new"
-NUMBERED = re.compile(r"\d{9}\.h5")
 
 
 class FeatureStore:
@@ -66,13 +78,16 @@ class FeatureStore:
 
     Attributes
     ----------
+    sources : dict of video id to Identity
+        The videos that have a row, and what it was made of.
     failures : dict of video id to Failure
         The videos that failed, in this run or an earlier one, and have no row.
 
     Raises
     ------
     FeatureFileError
-        On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run.
+        On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run
+        or program; on packing, if another program has it open for writing.
     DamagedError
         If ``output`` is damaged.
     DiskFullError
@@ -107,7 +122,8 @@ class FeatureStore:
         self.failures: dict[str, Failure] = {}
         self._wait, self._stop = wait, stop or threading.Event()
         self._note, self._progress = note, progress
-        self._done: set[str] = set()
+        self.sources: dict[str, Identity] = {}
+        self._outdated: dict[str, Identity] = {}  # sources of rows that are to be made again
         self._singles: dict[Path, None] = {}  # parts of one video, in order
         self._numbers = itertools.count()
         self._bundling = threading.Lock()
@@ -117,8 +133,7 @@ class FeatureStore:
     def __enter__(self) -> FeatureStore:
         with ExitStack() as held:
             held.enter_context(locked(self.output, wait=self._wait, stop=self._stop, note=self._note))
-            for leftover in self.parts.glob("*" + NEW):
-                leftover.unlink()
+            remove_leftovers(self.parts)
             if self.overwrite:
                 require_replaceable(self.output)
             self._find_rows()
@@ -136,11 +151,15 @@ class FeatureStore:
                 self._marker.unlink(missing_ok=True)
 
     def __contains__(self, video_id: str) -> bool:
-        return video_id in self._done
+        return video_id in self.sources
 
     def knows(self, video_id: str) -> bool:
         """Whether a video has a row, or failed."""
-        return video_id in self._done or video_id in self.failures
+        return video_id in self.sources or video_id in self.failures
+
+    def outdate(self, video_id: str) -> None:
+        """Have a row made again; it stays in the file until the new one is packed."""
+        self._outdated[video_id] = self.sources.pop(video_id)
 
     def add(self, video_id: str, values: Mapping[str, ArrayLike]) -> None:
         """Keep the finished row of one video. Threads may add at once, each its own.
@@ -151,11 +170,14 @@ class FeatureStore:
         values : dict of dataset name to its value for this video
         """
         self._keep(lambda part: write_row(part, self.recipe, video_id, values))
-        self._done.add(video_id)
+        columns = {name: np.asarray(values[name])[None] for name in SOURCE_DATASETS if name in values}
+        self.sources |= sources_of_rows(columns, [video_id])
         self.failures.pop(video_id, None)
 
     def add_failure(self, video_id: str, reason: str, code: str = "") -> None:
         """Keep why a video has no row; a row that is added later takes its place. Threads may add at once.
+
+        That of a video with a row that was to be made again is not kept: the row stays.
 
         Parameters
         ----------
@@ -163,6 +185,9 @@ class FeatureStore:
         reason, code : str
             For people, and one of a short list.
         """
+        if video_id in self._outdated:  # its old row stays, and a row counts before a failure
+            self.sources[video_id] = self._outdated.pop(video_id)
+            return
         failure = Failure(reason, code)
         self._keep(lambda part: write_failures(part, self.recipe, {video_id: failure}))
         self.failures[video_id] = failure
@@ -170,7 +195,7 @@ class FeatureStore:
     def write_empty(self) -> None:
         """Have a feature file, if only one that holds nothing."""
         if not self.output.exists():
-            self._writing(lambda: write_failures(self.output, self.recipe, {}))
+            self._writing(lambda: join(self.output, self.recipe, [], new=self.parts / ("packed" + NEW)))
 
     def pack(self) -> bool:
         """Join all finished rows in the feature file.
@@ -183,6 +208,7 @@ class FeatureStore:
         paths = self._part_files()
         if not paths:
             return True
+        require_not_open(self.output)
         try:
             sources = [read_contents(path) for path in [*self._old(), *paths]]
             new = self.parts / ("packed" + NEW)
@@ -217,7 +243,7 @@ class FeatureStore:
         sync_folder(self.parts)
 
     def _part_files(self) -> list[Path]:
-        return sorted(self.parts.glob("*.h5"))
+        return part_files(self.parts)
 
     def _old(self) -> list[Path]:
         """The feature file, if there is one whose rows count."""
@@ -245,7 +271,10 @@ class FeatureStore:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
         elif self._marker.exists():  # left by a run that finished nothing; the rows of this one must not bear it
             self._unmark()
-        self._done, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
+        self.sources, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
+        for video_id, source in self._outdated.items():
+            if self.sources.get(video_id) == source:
+                del self.sources[video_id]
         self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
         known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]
         self._numbers = itertools.count(max(known, default=0) + 1)
@@ -271,7 +300,8 @@ class FeatureStore:
 
     def _set_aside(self, path: Path, reason: str, video_ids: tuple[str, ...] = ()) -> None:
         """Put a damaged part out of the way; its other rows, where it is known which are damaged, stay."""
-        aside = path.with_name(path.name + DAMAGED)
+        names = (path.with_name(f"{path.name}{DAMAGED}{number}") for number in ("", *range(2, 10**6)))
+        aside = next(name for name in names if not name.exists())
         self._note(f"{path} is damaged ({reason}): set aside as {aside.name}, what it held is done again")
         if not video_ids:
             path.replace(aside)
@@ -310,12 +340,16 @@ class FeatureStore:
             write()
         except DiskFullError as error:
             raise DiskFullError(
-                f"{error}; {len(self._done)} finished videos are kept: make room, and the same command goes on"
+                f"{error}; {len(self.sources)} finished videos are kept: make room, and the same command goes on"
             ) from error
 
 
-def already_there(output: Path, recipe: Recipe, overwrite: bool = False) -> tuple[set[str], dict[str, Failure]]:
-    """The videos that a run would find done, and those that failed before; nothing is changed or kept from others.
+def already_there(
+    output: Path, recipe: Recipe, overwrite: bool = False
+) -> tuple[dict[str, Identity], dict[str, Failure]]:
+    """The videos that a run would find done, with what their rows were made of, and those that failed before.
+
+    Nothing is changed or kept from others.
 
     Raises
     ------
@@ -324,26 +358,30 @@ def already_there(output: Path, recipe: Recipe, overwrite: bool = False) -> tupl
     """
     output = behind_links(output)
     folder, parts = parts_folder(output), []
+    require_own_parts(folder)
+    require_not_open(output)
     if overwrite:
         require_replaceable(output)
-    for path in sorted(folder.glob("*.h5")):
+    for path in part_files(folder):
         with suppress(FeatureFileError):  # a run sets it aside
             parts.append(read_contents(path))
     overwriting = bool(parts) and (folder / OVERWRITES).exists()
     if overwrite and not (overwriting and all(not first_difference(part.recipe, recipe) for part in parts)):
-        return set(), {}
+        return {}, {}
     return _known([read_contents(output), *parts] if output.exists() and not overwriting else parts, recipe)
 
 
-def _known(found: Sequence[Contents], recipe: Recipe) -> tuple[set[str], dict[str, Failure]]:
-    """The videos with a row in any of these, later ones last, and those without one that failed."""
+def _known(found: Sequence[Contents], recipe: Recipe) -> tuple[dict[str, Identity], dict[str, Failure]]:
+    """The videos with a row in any of these, later ones last, with their sources, and those without that failed."""
     for contents in found:
         if difference := first_difference(contents.recipe, recipe):
             raise FeatureFileError(
                 f"{contents.path} was made in another way: {difference}; choose another output, or --overwrite to "
                 "start anew"
             )
-    done = {video_id for contents in found for video_id in contents.rows}
+    done: dict[str, Identity] = {}
+    for contents in found:
+        done |= sources_of_rows(read_columns(contents, SOURCE_DATASETS), list(contents.rows))
     failures = {video_id: failure for contents in found for video_id, failure in contents.failures.items()}
     return done, {video_id: failure for video_id, failure in failures.items() if video_id not in done}
 

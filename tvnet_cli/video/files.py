@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tvnet_cli.errors import DatasetError
 from tvnet_cli.url import shown, url_name, url_way
+from tvnet_cli.video.identity import Identity
 from tvnet_cli.video.remote import list_folder, require_way
 
 VIDEO_SUFFIXES = frozenset(
@@ -36,10 +37,19 @@ class Video:
 
 @dataclass(frozen=True)
 class RemoteVideo:
-    """A film elsewhere; its address may hold secrets."""
+    """A remote video; its address may hold secrets.
+
+    Attributes
+    ----------
+    video_id, place : str
+        Its id, and its address.
+    source : Identity or None
+        By the listing of its folder; None if it was named alone.
+    """
 
     video_id: str
     place: str = field(repr=False)
+    source: Identity | None = field(default=None, compare=False)
 
 
 AnyVideo = TypeVar("AnyVideo", Video, Video | RemoteVideo)
@@ -143,10 +153,10 @@ def _elsewhere(url: str) -> Iterator[RemoteVideo]:
     if files is None:
         yield RemoteVideo(url_name(url), url)
         return
-    for name, address in files:
+    for name, address, source in files:
         hidden = any(part.startswith(".") for part in name.split("/"))
         if not hidden and _is_film(name):
-            yield RemoteVideo(name, address)
+            yield RemoteVideo(name, address, source)
 
 
 def _is_film(name: str) -> bool:

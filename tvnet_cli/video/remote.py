@@ -5,23 +5,31 @@ fsspec knows the ways there (``s3://``, ``gs://``, ``https://`` and many more) a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import IO, Any, TypeVar
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.url import WEB, shown, url_name, url_way
+from tvnet_cli.video.identity import Identity
 
 BLOCK_BYTES = 1 << 22
 KEPT_BLOCKS = 16  # of a film, in memory: of one that is not larger, nothing is asked for twice
 SPARE_BYTES = 1 << 28  # of the disk, which a copy leaves free
 PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
 CONNECT_SECONDS, SILENCE_SECONDS = 15, 60
+# Names of what servers say of a file, which differ from one kind of them to the next.
+TAGS = "ETag", "etag", "e_tag", "md5Hash"
+TIMES = "LastModified", "last_modified", "Last-Modified", "mtime", "updated"
+OF_A_SERVER = b"etag".hex()  # begins the hash of what a server says, which is no hash of a content
 
 Answer = TypeVar("Answer")
 
@@ -44,7 +52,7 @@ def require_way(url: str) -> None:
         raise DatasetError(f"{shown(url)}: no way is known to films over {url_way(url)!r}") from None
 
 
-def list_folder(url: str) -> list[tuple[str, str]] | None:
+def list_folder(url: str) -> list[tuple[str, str, Identity]] | None:
     """All files below an address, at any depth.
 
     Parameters
@@ -53,8 +61,9 @@ def list_folder(url: str) -> list[tuple[str, str]] | None:
 
     Returns
     -------
-    list of (str, str), or None
-        The path of each, relative to ``url``, and its address. None: it is the address of a file, or of nothing.
+    list of (str, str, Identity), or None
+        The path of each, relative to ``url``, its address, and its identity by the listing. None: it is the address of
+        a file, or of nothing.
 
     Raises
     ------
@@ -74,7 +83,46 @@ def list_folder(url: str) -> list[tuple[str, str]] | None:
     below = [name for name, about in found.items() if about["type"] == "file" and name.startswith(start)]
     if not below and not url.endswith("/"):
         return None
-    return [(name.removeprefix(start), files.unstrip_protocol(name)) for name in below]
+    return [(name.removeprefix(start), files.unstrip_protocol(name), _identity(found[name])) for name in below]
+
+
+def ask_identity(url: str) -> Identity:
+    """Return what the server says of a remote video, as its identity; -1 and "" where it says nothing.
+
+    Its ``sha256`` is of the server's tag of the content (ETag), and says so by its first bytes.
+
+    Raises
+    ------
+    VideoReadError
+        If the server cannot be asked.
+    """
+    files, path = _file_system(url)
+    return _identity(_tried(lambda: files.info(path)))
+
+
+def is_of_a_server(sha256: str) -> bool:
+    """Return whether the hash of an identity is of what a server says, not of the content."""
+    return sha256.startswith(OF_A_SERVER)
+
+
+def _identity(about: Mapping[str, Any]) -> Identity:
+    size = about.get("size")
+    tag = next((str(about[name]) for name in TAGS if about.get(name)), "")
+    time_ns = next((_nanoseconds(about[name]) for name in TIMES if about.get(name)), -1)
+    sha256 = OF_A_SERVER + hashlib.sha256(tag.encode()).hexdigest()[len(OF_A_SERVER) :] if tag else ""
+    return Identity(-1 if size is None else int(size), time_ns, sha256)
+
+
+def _nanoseconds(said: object) -> int:
+    """Return a time since 1970 that a server says as seconds, as a date or as text; -1 if it is unclear."""
+    try:
+        if isinstance(said, str):
+            said = parsedate_to_datetime(said) if "," in said else datetime.fromisoformat(said.replace("Z", "+00:00"))
+        if isinstance(said, datetime):
+            said = (said if said.tzinfo else said.replace(tzinfo=timezone.utc)).timestamp()
+        return int(float(said) * 1e9)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return -1
 
 
 class RemoteFilm(io.RawIOBase):
