@@ -12,7 +12,7 @@ from tvnet_cli.writing import MARK, MARKED_BYTES, replacing, require_replaceable
 def test_a_file_of_someone_else_is_replaced_on_request_alone(tmp_path: Path):
     path = tmp_path / "page.html"
     path.write_text("my homepage")
-    with pytest.raises(OutputError, match=r"page.html exists, and tvnet did not make it.*--overwrite"):
+    with pytest.raises(OutputError, match=r"page.html exists, and nothing in it says that tvnet made it.*--overwrite"):
         require_replaceable(path, overwrite=False)
     require_replaceable(path, overwrite=True)
 

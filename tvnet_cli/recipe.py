@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from tvnet_cli.errors import FlowFileError
 if TYPE_CHECKING:
     import torch
 
-NOT_COMPARED = {"software", "name"}  # a newer program may go on with a file, and weights may have moved
+# A newer program may resume a file, weights may have moved, and a copy of the input may have another time.
+NOT_COMPARED = {"software", "name", "mtime_ns"}
 
 Recipe = dict[str, Any]
 
@@ -42,7 +44,20 @@ def require_same_recipe(path: Path, old: Recipe, new: Recipe) -> None:
     ------
     FlowFileError
     """
+    known, found = old.get("input", {}), new.get("input", {})
+    if "sha256" in found and "sha256" not in known:  # version 0.1.0 kept the name, the number and the size alone
+        new = {**new, "input": {name: value for name, value in found.items() if name != "sha256"}}
     difference = first_difference(old, new)
+    if difference.startswith("input."):
+        raise FlowFileError(
+            f"{path} holds flow of another input: {found.get('first')} has changed since ({difference}); --overwrite "
+            "computes it again"
+        )
+    if "mtime_ns" in known and known["mtime_ns"] != found.get("mtime_ns"):
+        logging.getLogger(__name__).warning(
+            f"{found['first']} has another time of change, and the same content as far as size, head, middle and tail "
+            f"say: what {path} holds is kept"
+        )
     if difference:
         raise FlowFileError(f"{path} was made in another way: {difference}; choose another output, or --overwrite")
 

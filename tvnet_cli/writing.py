@@ -139,7 +139,8 @@ def require_replaceable(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot read {path}, so that it is not replaced: {error.strerror}") from error
     if not (ours or overwrite):
         raise OutputError(
-            f"{path} exists, and tvnet did not make it: choose another output, or --overwrite to replace it"
+            f"{path} exists, and nothing in it says that tvnet made it: choose another output, or --overwrite to "
+            "replace it"
         )
 
 

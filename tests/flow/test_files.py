@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvnet_cli.errors import FlowFileError
+from tvnet_cli.errors import FlowFileError, OutputError
 from tvnet_cli.flow import files as files_module
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.files import FieldFile, FieldFolder, NpzFile, encode_flo, encode_jpg_pair, encode_png, read_flow
 from tvnet_cli.flow.files import write_flo as flo_content
+from tvnet_cli.writing import MARK
 
 
 def make_field(position: int = 0, size: tuple[int, int] = (40, 60), spread: float = 6.0, **more: object) -> FlowField:
@@ -93,7 +94,7 @@ def test_colour_pictures_are_those_of_the_established_tool(tmp_path):
         output.write(field)
     with Image.open(tmp_path / "a.png") as picture:
         ours = np.asarray(picture).astype(int)
-        assert picture.text == {"max_flow": "9 pixels"}
+        assert picture.text == {"max_flow": "9 pixels", "Software": MARK}
     theirs = flow_vis.flow_uv_to_colors(*(field.flow / 9.0))
     assert np.abs(ours - theirs).max() <= 1
 
@@ -230,7 +231,7 @@ def test_a_folder_of_another_recipe_or_of_unknown_origin_is_left_alone(tmp_path)
     with pytest.raises(FlowFileError, match='recipe was "one", now "two"'), folder(tmp_path, "two"):
         pass
     (tmp_path / ".tvnet-flow.flo.json").unlink()
-    with pytest.raises(FlowFileError, match=r"unknown origin \(flow_00001\.flo\)"), folder(tmp_path):
+    with pytest.raises(OutputError, match=r"flow_00001\.flo exists, and this run did not make it"), folder(tmp_path):
         pass
     assert visible(tmp_path) == ["flow_00001.flo"]
 

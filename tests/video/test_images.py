@@ -47,11 +47,11 @@ def test_a_camera_picture_is_turned_upright(tmp_path):
 
 
 def test_folders_are_in_natural_order_without_hidden_and_other_files(tmp_path):
-    names = ["f10.png", "f2.png", "F1.JPG", "f2a.ppm", ".f0.png", "notes.txt"]
+    names = ["f10.png", "f2.png", "f001.PNG", ".f0.png", "notes.txt"]
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
-    assert [path.name for path in find_images(tmp_path)] == ["F1.JPG", "f2.png", "f2a.ppm", "f10.png"]
+    assert [path.name for path in find_images(tmp_path)] == ["f001.PNG", "f2.png", "f10.png"]
 
 
 def test_folders_without_pictures_are_named(tmp_path):

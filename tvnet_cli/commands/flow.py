@@ -108,7 +108,11 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
     type=click.IntRange(1),
     help="Pairs computed at once.  [default: {cpu}, GPU {cuda}]".format(**DEFAULT_BATCH_SIZE),
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew where .h5 files and folders would be gone on with.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Begin anew where .h5 files and folders would be resumed, and replace files that tvnet did not make.",
+)
 @LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -146,7 +150,7 @@ def flow(
     from tvnet_cli.device import choose_device
     from tvnet_cli.flow.colour import colour_scale
     from tvnet_cli.flow.compute import flow_recipe, sample_fields, write_flow
-    from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs
+    from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs, reserved
     from tvnet_cli.flow.truth import FlowErrors
     from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_tvnet
@@ -155,6 +159,7 @@ def flow(
 
     targets = choose_targets(paths, outputs, formats) if outputs or formats or truth is None else []
     check_kept(targets, fields)
+    click.get_current_context().with_resource(reserved(targets, overwrite=overwrite))
     sequence = open_sequence(paths, frames)
     errors = FlowErrors(truth, sequence)
     chosen = choose_device(device)
@@ -184,6 +189,7 @@ def flow(
             batch_size=batch_size,
             sampled=sampled,
             every_field=bool(errors.truths),
+            recipe=recipe,
         )
         try:
             with closing(results):

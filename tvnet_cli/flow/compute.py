@@ -24,8 +24,9 @@ from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.flow.store import FlowStore
 from tvnet_cli.flow.tvnet import WHITE, TVNet
 from tvnet_cli.options import DEFAULT_PRESET, PRESETS, FieldOptions, FrameOptions, TVNetOptions, as_dict
-from tvnet_cli.recipe import Recipe, software
+from tvnet_cli.recipe import Recipe, first_difference, software
 from tvnet_cli.video.clips import clip_frames
+from tvnet_cli.video.identity import identify_all
 from tvnet_cli.video.sequence import FrameSequence, Picture
 
 Pair = tuple[int, Picture, Picture]  # position, first and second frame
@@ -55,6 +56,7 @@ def write_flow(
     batch_size: int = 1,
     sampled: dict[int, Arrays] | None = None,
     every_field: bool = False,
+    recipe: Recipe | None = None,
 ) -> Generator[FlowField, None, None]:
     """Compute the flow between each frame and the next, and write it.
 
@@ -72,6 +74,8 @@ def write_flow(
         From ``sample_fields``; these are not computed again.
     every_field : bool
         Yield also the fields that all outputs hold already.
+    recipe : dict, optional
+        From ``flow_recipe``: at the end the frames must still be those that it names.
 
     Yields
     ------
@@ -81,7 +85,7 @@ def write_flow(
     Raises
     ------
     VideoReadError
-        If a frame cannot be read. What was computed before it stays.
+        If a frame cannot be read, or if the frames changed meanwhile. What was computed before it stays.
     FlowFileError
         If an output cannot be gone on with.
     FlowValueError
@@ -98,6 +102,8 @@ def write_flow(
             for output in outputs:
                 output.write(field)
             yield field
+        if recipe is not None:  # a run that is stopped here is not complete
+            require_unchanged(sequence, recipe)
 
 
 def flow_recipe(
@@ -110,17 +116,43 @@ def flow_recipe(
 ) -> Recipe:
     """All that decides the values of the fields, and the software and device that ran."""
     return {
-        "input": {
-            "first": sequence.files[0].name,
-            "files": len(sequence.files),
-            "bytes": sum(file.stat().st_size for file in sequence.files),
-        },
+        "input": _input(sequence),
         "frames": as_dict(frames),
         "fields": as_dict(fields),
         "tvnet": as_dict(tvnet.options),
         "weights": weights,
         "software": software(device),
     }
+
+
+def _input(sequence: FrameSequence) -> Recipe:
+    """Return what tells the files of a sequence from others under the same names."""
+    found = identify_all(sequence.files)
+    return {
+        "first": sequence.files[0].name,
+        "files": len(sequence.files),
+        "bytes": found.size,
+        "sha256": found.sha256,
+        "mtime_ns": found.mtime_ns,
+    }
+
+
+def require_unchanged(sequence: FrameSequence, recipe: Recipe) -> None:
+    """Refuse to call flow complete whose frames changed while it was computed.
+
+    Raises
+    ------
+    VideoReadError
+        If the files of the sequence are not those that the recipe names.
+    """
+    try:
+        found = _input(sequence)
+    except OSError as error:
+        raise VideoReadError(f"{sequence.name}: cannot read it any more: {error.strerror}", "changed") from error
+    if first_difference(recipe["input"], found):
+        raise VideoReadError(
+            f"{sequence.name} changed while it was read: --overwrite computes its flow again", "changed"
+        )
 
 
 def compute_fields(

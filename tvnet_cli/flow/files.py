@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tvnet_cli.errors import FlowFileError
+from tvnet_cli.errors import FlowFileError, OutputError
 from tvnet_cli.flow.colour import flow_to_colour
 from tvnet_cli.flow.field import FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
-from tvnet_cli.writing import write_whole, writing
+from tvnet_cli.writing import MARK, beside, is_marked, replacing, require_replaceable, write_whole, writing
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
 JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
@@ -113,6 +113,7 @@ def encode_jpg_pair(field: FlowField) -> dict[str, bytes]:
 
 def _png(picture: NDArray[np.uint8], max_flow: float | None = None) -> bytes:
     buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", MARK)
     if max_flow is not None:
         info.add_text("max_flow", f"{max_flow:.6g} pixels")
     Image.fromarray(picture).save(buffer, "PNG", pnginfo=info)
@@ -121,8 +122,27 @@ def _png(picture: NDArray[np.uint8], max_flow: float | None = None) -> bytes:
 
 def _jpg(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=JPG_QUALITY)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=JPG_QUALITY, comment=MARK)
     return buffer.getvalue()
+
+
+def read_card(path: Path) -> Recipe:
+    """Return the recipe that a folder of fields was made by.
+
+    Raises
+    ------
+    FlowFileError
+        If the card cannot be read.
+    """
+    try:
+        recipe: Recipe = json.loads(path.read_text("utf-8"))
+        if not isinstance(recipe, dict):
+            raise ValueError("not a recipe")
+    except (OSError, ValueError) as error:
+        raise FlowFileError(
+            f"{path} is damaged ({error}): choose another output folder, or --overwrite to begin anew"
+        ) from error
+    return recipe
 
 
 class FieldFile:
@@ -130,8 +150,8 @@ class FieldFile:
 
     num_done = 0
 
-    def __init__(self, path: Path, encode: Encode) -> None:
-        self.path, self.encode = path, encode
+    def __init__(self, path: Path, encode: Encode, *, overwrite: bool = False) -> None:
+        self.path, self.encode, self.overwrite = path, encode, overwrite
 
     def __enter__(self) -> FieldFile:
         return self
@@ -142,7 +162,11 @@ class FieldFile:
     def write(self, field: FlowField) -> None:
         for name, content in self.encode(field).items():
             own = name == f"flow{self.path.suffix.lower()}"
-            write_whole(self.path if own else self.path.with_name(f"{self.path.stem}.{name}"), content)
+            path = self.path if own else self.path.with_name(f"{self.path.stem}.{name}")
+            if path.is_file() and path.read_bytes() == content:  # .flo has no room for a mark
+                continue
+            require_replaceable(path, overwrite=self.overwrite)
+            write_whole(path, content)
 
 
 class FieldFolder:
@@ -174,18 +198,15 @@ class FieldFolder:
         self.num_done = 0
 
     def __enter__(self) -> FieldFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         if self.overwrite:
             self._remove_fields()
         elif self._card.exists():
-            require_same_recipe(self.path, json.loads(self._card.read_text("utf-8")), self.recipe)
-        elif self._name(self._last, 0).exists():
-            raise FlowFileError(
-                f"{self.path} holds flow of unknown origin ({self._name(self._last, 0).name}): choose another output, "
-                "or --overwrite"
-            )
-        while self._name(self._last, self.num_done).exists():
-            self.num_done += 1
+            require_same_recipe(self.path, read_card(self._card), self.recipe)
+            while self._name(self._last, self.num_done).exists():
+                self.num_done += 1
+        self._require_no_others()
         write_whole(self._card, json.dumps(self.recipe).encode())
         return self
 
@@ -200,16 +221,35 @@ class FieldFolder:
             write_whole(self._name(name, field.position), files[name])
         self.num_done = field.position + 1
 
+    def _require_no_others(self) -> None:
+        """Refuse a folder with files under the names of fields that are still to be written, unless we made them.
+
+        Those of the next field are what a run of the same card left half-written.
+        """
+        first = self.num_done + 1 if self._card.exists() else 0
+        for path in sorted(self.path.iterdir()):
+            match = self._names.fullmatch(path.name)
+            if match and int(match["number"]) > first and not is_marked(path):
+                raise OutputError(
+                    f"{path} exists, and this run did not make it: choose another folder, or --overwrite to remove the "
+                    "files of all fields"
+                )
+
+    @property
+    def _names(self) -> re.Pattern[str]:
+        """The names that files of fields have."""
+        suffix = re.escape(self._last.rsplit(".", 1)[1])
+        fields = rf"(flow(_[xy]|_scale_\d+)?|backward)_\d{{5,}}\.{suffix}"
+        return re.compile(rf"(?=.*_(?P<number>\d+)\.)({fields}|occlusion_\d{{5,}}\.png)")
+
     def _name(self, name: str, position: int) -> Path:
         stem, suffix = name.rsplit(".", 1)
         return self.path / f"{stem}_{position + 1:05d}.{suffix}"
 
     def _remove_fields(self) -> None:
         self._card.unlink(missing_ok=True)
-        suffix = re.escape(self._last.rsplit(".", 1)[1])
-        own = re.compile(rf"(flow(_[xy]|_scale_\d+)?|backward|occlusion)_\d{{5,}}\.({suffix}|png)")
         for path in self.path.iterdir():
-            if own.fullmatch(path.name):
+            if self._names.fullmatch(path.name):
                 path.unlink()
 
 
@@ -223,13 +263,12 @@ class NpzFile:
 
     def __init__(self, path: Path, half: bool) -> None:
         self.path, self.half = path, half
-        self._parts = path.with_name(path.name + ".parts")
+        self._parts = beside(path)  # a folder that no other run has
         self._files: dict[str, tuple[BinaryIO, np.dtype[Any], tuple[int, ...]]] = {}
         self._frame_index: list[tuple[int, int]] = []
         self._pts_seconds: list[float] = []
 
     def __enter__(self) -> NpzFile:
-        shutil.rmtree(self._parts, ignore_errors=True)
         with writing(self.path):
             self._parts.mkdir(parents=True)
         return self
@@ -260,8 +299,8 @@ class NpzFile:
 
     def _pack(self) -> None:
         count = len(self._frame_index)  # also if the run was stopped while a field was being written
-        new = self._parts / "packed"
-        with zipfile.ZipFile(new, "w", allowZip64=True) as archive:
+        with replacing(self.path) as new, zipfile.ZipFile(new, "w", allowZip64=True) as archive:
+            archive.comment = MARK.encode()
             for name, (file, dtype, shape) in self._files.items():
                 header = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
@@ -276,4 +315,3 @@ class NpzFile:
             for name, values in (("frame_index", self._frame_index), ("pts_seconds", self._pts_seconds)):
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, np.array(values[:count]))
-        new.replace(self.path)

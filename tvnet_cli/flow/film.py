@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ import numpy as np
 from tvnet_cli.flow.colour import draw_legend, flow_to_colour
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.video.sequence import Picture
-from tvnet_cli.writing import beside, writing
+from tvnet_cli.writing import MARK, replacing, writing
 
 BT709 = int(av.video.reformatter.Colorspace.ITU709)
 
@@ -38,7 +40,7 @@ class FlowFilm:
 
     def __init__(self, path: Path, max_flow: float, time_base: Fraction) -> None:
         self.path, self.max_flow, self.time_base = path, max_flow, time_base
-        self._new = beside(path)
+        self._place = ExitStack()
         self._container: av.container.OutputContainer | None = None
         self._last_tick: int | None = None
         self._end: tuple[list[Picture], float] | None = None
@@ -57,15 +59,15 @@ class FlowFilm:
     ) -> None:
         if self._container is None:
             return
-        try:
-            with writing(self.path):
-                with self._container as container:
-                    if self._end is not None:
-                        self._show(*self._end)
-                    container.mux(self._stream.encode(None))
-                self._new.replace(self.path)
-        finally:
-            self._new.unlink(missing_ok=True)
+        with self._place, writing(self.path):
+            with self._container as container:
+                if self._end is not None:
+                    self._show(*self._end)
+                container.mux(self._stream.encode(None))
+            with self._new.open(
+                "ab"
+            ) as file:  # a box that players skip, at the end whatever the length of the tables is
+                file.write(struct.pack(">I4s", 8 + len(MARK), b"free") + MARK.encode())
 
     def _colours(self, field: FlowField) -> list[Picture]:
         """The flow of all scales, each as large as the frame, the legend on the finest."""
@@ -93,7 +95,7 @@ class FlowFilm:
         self._container.mux(self._stream.encode(frame))
 
     def _open(self, height: int, width: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._new = self._place.enter_context(replacing(self.path))
         self._converter = av.video.reformatter.VideoReformatter()
         self._container = av.open(f"file:{self._new}", "w", format="mp4", options={"movflags": "faststart"})
         # No B-frames: times stay as they are, without an edit list. crf 18 looks like the original.

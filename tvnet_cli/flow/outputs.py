@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,12 @@ from tvnet_cli.errors import DatasetError, FlowFileError, OutputError
 from tvnet_cli.flow.compute import Output
 from tvnet_cli.flow.files import FieldFile, FieldFolder, NpzFile, encode_flo, encode_jpg_pair, encode_png
 from tvnet_cli.flow.film import FlowFilm
-from tvnet_cli.flow.store import FlowStore
+from tvnet_cli.flow.store import FlowStore, is_complete
+from tvnet_cli.locks import lock_folder, locked
 from tvnet_cli.options import FieldOptions, FlowFormat
 from tvnet_cli.recipe import Recipe
 from tvnet_cli.video.sequence import FrameSequence
+from tvnet_cli.writing import require_replaceable
 
 SUFFIXES: dict[str, FlowFormat] = {".h5": "h5", ".flo": "flo", ".npz": "npz", ".png": "png", ".mp4": "mp4"}
 IN_FOLDERS: tuple[FlowFormat, ...] = ("flo", "png", "xy-jpg")  # a file or more for each field
@@ -113,6 +116,39 @@ def check_kept(targets: Sequence[Target], options: FieldOptions) -> None:
             raise OutputError(f"{name}: no output holds it; {' '.join(holders)} do")
 
 
+@contextmanager
+def reserved(targets: Sequence[Target], *, overwrite: bool) -> Iterator[None]:
+    """Keep other runs from all outputs, inside a ``with`` block.
+
+    Raises
+    ------
+    OutputError
+        If an output exists that this program did not make, and ``overwrite`` is false.
+    FlowFileError
+        If another run is writing one of them.
+    """
+    with ExitStack() as held:
+        complete = {target.path for target in targets if target.format == "h5" and is_complete(target.path)}
+        only_read = set() if overwrite else complete
+        for path in dict.fromkeys(target.path for target in targets if target.path not in only_read):
+            held.enter_context(locked(path, lock_folder(path), FlowFileError))
+        for target in targets:
+            # A folder has a card that says what is ours, and a flow file is known by what it holds; .flo, which has no
+            # room for a mark, is compared with what is to be written.
+            if not target.folder and target.format != "flo" and (overwrite or target.format != "h5"):
+                for path in _files_of(target):
+                    require_replaceable(path, overwrite=overwrite)
+        yield
+
+
+def _files_of(target: Target) -> list[Path]:
+    """The file of a target that is no folder, and those that may be written beside it."""
+    if target.format != "png":
+        return [target.path]
+    names = (f"{target.path.stem}.{name}.png" for name in ("backward", "occlusion", "flow_scale_1"))
+    return [target.path, *(target.path.with_name(name) for name in names)]
+
+
 def make_outputs(
     targets: Sequence[Target],
     sequence: FrameSequence,
@@ -167,7 +203,7 @@ def make_outputs(
             if target.folder:
                 outputs.append(FieldFolder(path, encode, f"flow.{target.format}", own, overwrite))
             else:
-                outputs.append(FieldFile(path, encode))
+                outputs.append(FieldFile(path, encode, overwrite=overwrite))
     return outputs
 
 

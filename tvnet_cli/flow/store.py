@@ -86,7 +86,8 @@ class FlowStore:
 
     def __enter__(self) -> FlowStore:
         if self.path.exists() and not self.overwrite:
-            self._open()
+            # A file that is complete is only read, so that it may be open in other programs.
+            self._open(writable=not is_complete(self.path))
             assert self._file is not None
             self.num_done = int(np.isfinite(self._file["pts_seconds"][:]).cumprod().sum())
         return self
@@ -98,7 +99,7 @@ class FlowStore:
             return
         try:
             with self._raw as raw, self._file as file:
-                if raw.error is None and not isinstance(error, DiskFullError):
+                if raw.writable() and raw.error is None and not isinstance(error, DiskFullError):
                     with self._checked():
                         for name in file:
                             if len(file[name]) != self.num_done:
@@ -135,7 +136,12 @@ class FlowStore:
         values["frame_index"] = np.array(field.frame_index, np.int64)
         if self._file is None:
             self._create(values)
-            self._open()
+            self._open(writable=True)
+        assert self._raw is not None
+        if not self._raw.writable() and self._file is not None:  # the sequence has more frames than it had
+            with self._raw, self._file:
+                pass
+            self._open(writable=True)
         file = self._file
         assert file is not None
         with self._checked():
@@ -178,18 +184,22 @@ class FlowStore:
             raise disk_full(self.path, f"a field takes {size / 1e6:.1f} MB")
         return max(1, min(SPACE_BYTES // size, room, self.num_fields - start))
 
-    def _open(self) -> None:
-        """Open the file that is there, and keep other runs from it."""
+    def _open(self, *, writable: bool) -> None:
+        """Open the file that exists; to write, only if no other program has it open."""
         with ExitStack() as stack:
             try:
-                raw = stack.enter_context(CalmFile(self.path, "r+b"))
-                _lock(raw)
-                file = stack.enter_context(h5py.File(raw, "r+"))
+                raw = stack.enter_context(CalmFile(self.path, "r+b" if writable else "rb"))
+                if writable:
+                    _lock(raw)
+                file = stack.enter_context(h5py.File(raw, "r+" if writable else "r"))
             except BlockingIOError:
                 raise FlowFileError(
-                    f"another run is writing {self.path}: wait for it, or choose another output"
+                    f"{self.path} is not complete, and is open in another program: close it there, or choose another "
+                    "output"
                 ) from None
             except OSError as error:
+                if error.errno is not None and not self.path.is_dir():
+                    raise FlowFileError(f"cannot open {self.path}: {os.strerror(error.errno)}") from error
                 reason = "it is a folder" if self.path.is_dir() else str(error).splitlines()[0]
                 raise FlowFileError(
                     f"{self.path} is not a readable flow file ({reason}): choose another output, or --overwrite"
@@ -216,6 +226,15 @@ class FlowStore:
                 file["pts_seconds"][:] = np.nan
             raw.check()
             os.fsync(raw.fileno())
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a file is a flow file that a run finished; nothing of it is locked or changed."""
+    try:
+        with path.open("rb") as raw, h5py.File(raw, "r") as file:
+            return bool(file.attrs.get("format") == FORMAT and file.attrs.get("complete"))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return False  # to open it to write says what is wrong
 
 
 def _lock(file: CalmFile) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tvnet_cli.errors import DatasetError, VideoReadError
+from tvnet_cli.video.files import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+
+NUMBERS = re.compile(r"[0-9]+")
+NAMED = 4  # patterns of names, in a message
+MOST_FRAMES = 2**31  # what spans more is no number of a frame but a date, say
 
 ANIMATED = {"GIF", "PNG", "WEBP"}
 
@@ -22,7 +29,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises
     ------
     DatasetError
-        If there is none, or the folder cannot be read.
+        If there is none, if they are not the frames of one sequence, or if the folder cannot be read.
     """
     try:
         files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
@@ -30,7 +37,62 @@ def find_images(folder: Path) -> list[Path]:
         raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
     if not files:
         raise DatasetError(f"no images in {folder}: looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+    require_one_sequence(folder, files)
     return sorted(files, key=natural_order)
+
+
+def require_one_sequence(folder: Path, images: Sequence[Path]) -> None:
+    """Refuse a folder whose images are not the frames of one sequence.
+
+    Names belong together that differ in numbers alone. Where no name has a number, all of them do.
+
+    Raises
+    ------
+    DatasetError
+        If there are several sequences, videos beside the images, or a number twice.
+    """
+    patterns = Counter(_pattern(path) for path in images)
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
+    if any("*" in pattern for pattern in patterns) and len(patterns) > 1:
+        several = [f"{pattern} ({count})" for pattern, count in patterns.most_common()]
+        raise DatasetError(
+            f"{folder} holds several sequences of images: {', '.join(several[:NAMED])}"
+            f"{f' and {len(several) - NAMED} more' if len(several) > NAMED else ''}: give a folder that holds one"
+        )
+    if videos:
+        raise DatasetError(
+            f"{folder} holds {len(images)} images and {len(videos)} videos ({videos[0].name}): give one video, or a "
+            "folder of images alone"
+        )
+    numbers = Counter(tuple(map(int, NUMBERS.findall(path.stem))) for path in images)
+    twice = [path.name for path in images if numbers[tuple(map(int, NUMBERS.findall(path.stem)))] > 1]
+    if twice and "*" in _pattern(images[0]):
+        raise DatasetError(
+            f"{folder} holds one number twice ({', '.join(twice[:2])}): give a folder with each frame once"
+        )
+
+
+def frame_numbers(images: Sequence[Path]) -> NDArray[np.int64]:
+    """Return the numbers in the names of one sequence, less the first; 0, 1, 2 ... where they have no single number.
+
+    Returns
+    -------
+    ndarray, (N,), int64
+        Rising; with gaps where images are missing.
+    """
+    found = [tuple(map(int, NUMBERS.findall(path.stem))) for path in images]
+    varying = [place for place in range(len(found[0])) if len({numbers[place] for numbers in found}) > 1]
+    if len(varying) == 1:
+        numbers = np.array([numbers[varying[0]] for numbers in found], np.float64)
+        if numbers[-1] - numbers[0] < MOST_FRAMES and (np.diff(numbers) > 0).all():
+            rising: NDArray[np.int64] = (numbers - numbers[0]).astype(np.int64)
+            return rising
+    return np.arange(len(images))
+
+
+def _pattern(path: Path) -> str:
+    """A name with a star for each number, such as ``frame_*.png``."""
+    return NUMBERS.sub("*", path.stem) + path.suffix.lower()
 
 
 def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -15,7 +15,7 @@ from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import FrameOptions
 from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
 from tvnet_cli.video.files import VIDEO_SUFFIXES
-from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, read_image
+from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, frame_numbers, read_image
 
 Picture = NDArray[np.uint8]
 
@@ -86,7 +86,8 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
                 f"{path} holds {count} pictures: give a film, or take them apart, as ffmpeg -i FILE frame%04d.png does"
             )
     if len(paths) == 1 and paths[0].is_dir():
-        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), find_images(paths[0]), options)
+        found = find_images(paths[0])
+        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), found, options, frame_numbers(found))
     elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
         sequence = _Film(paths[0], options)
     else:
@@ -165,17 +166,27 @@ class _Film:
 
 
 class _Pictures:
-    """Pictures as frames, at a constant rate."""
+    """Images as frames, at a constant rate; images that are missing among the numbers take their time all the same."""
 
-    def __init__(self, name: str, paths: Sequence[Path], options: FrameOptions) -> None:
-        self.name, self.options, self._paths = name, options, paths
+    def __init__(
+        self, name: str, paths: Sequence[Path], options: FrameOptions, numbers: NDArray[np.int64] | None = None
+    ) -> None:
+        self.name, self.options = name, options
         self.files = tuple(paths)
-        self.notes: tuple[str, ...] = ()
         self.damage = ""
         self.time_base = _frame_time(options)
-        seconds = _at_rate(len(paths), self.time_base)
-        self.frame_index = _select(seconds, options)
-        self.pts_seconds = seconds[self.frame_index]
+        numbers = np.arange(len(paths)) if numbers is None else numbers
+        seconds = numbers.astype(np.float64) * float(self.time_base)
+        chosen = _select(seconds, options)
+        self.frame_index, self.pts_seconds = numbers[chosen], seconds[chosen]
+        self._paths = [paths[place] for place in chosen.tolist()]
+        self.notes: tuple[str, ...] = ()
+        if missing := int(numbers[-1]) + 1 - len(numbers):
+            at = int(np.flatnonzero(np.diff(numbers) > 1)[0])
+            self.notes = (
+                f"{missing} numbers are missing among the {len(numbers)} images, the first after {paths[at].name}: "
+                "times follow the numbers, and the flow across a gap is that of all its frames",
+            )
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         converter = av.video.reformatter.VideoReformatter()
@@ -184,7 +195,7 @@ class _Pictures:
             if position < convert_from:
                 yield None
                 continue
-            path = self._paths[self.frame_index[position]]
+            path = self._paths[position]
             picture = read_image(path)
             first = first or (path, picture.shape)
             if picture.shape != first[1]:
