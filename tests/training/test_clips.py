@@ -9,9 +9,9 @@ from training_films import write_films
 
 from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import ActionOptions
-from tvnet_cli.training import clips as clips_module
 from tvnet_cli.training.clips import TrainingClips, refuse_unreadable, validation_clips
 from tvnet_cli.training.datasets import LabelledVideo, read_dataset
+from tvnet_cli.video.reader import Decoders
 
 OPTIONS = ActionOptions(size=32, short_side=36, num_segments=2, batch_size=6)
 
@@ -68,16 +68,16 @@ def test_the_frames_of_the_rgb_stream_are_single(videos, pool):
 
 
 def test_packets_that_promise_other_frames_are_decoded(videos, pool, monkeypatch):
-    read_frames, refused = clips_module.read_frames, []
+    frames, refused = Decoders.frames, []
 
-    def refuse_the_promise(video, wanted):
+    def refuse_the_promise(self, video, *wanted, **more):
         if video.pts is not None:
             refused.append(video)
             raise FrameListError("not the frame that the packets promise")
-        return read_frames(video, wanted)
+        return frames(self, video, *wanted, **more)
 
     expected = TrainingClips(videos, OPTIONS, pool)(0)
-    monkeypatch.setattr(clips_module, "read_frames", refuse_the_promise)
+    monkeypatch.setattr(Decoders, "frames", refuse_the_promise)
     assert torch.equal(TrainingClips(videos, OPTIONS, pool)(0).frames, expected.frames)
     assert len(refused) == 6
 

@@ -374,7 +374,7 @@ def socket_file(path: Path) -> None:
         (encrypted_matroska, "encrypted", "encrypted"),
         (unknown_codec, "no_decoder", "no decoder for its video stream"),
         (list_of_files, "cannot_open", "cannot open: a list of other files"),
-        (address, "cannot_open", "cannot open: not a video"),
+        (address, "cannot_open", "cannot open: a list of other files"),
         (lambda path: path.mkdir(), "not_a_file", "cannot open: a folder is no file"),
         (os.mkfifo, "not_a_file", "cannot open: a pipe, device or socket is no file"),
         (socket_file, "not_a_file", "cannot open: a pipe, device or socket is no file"),

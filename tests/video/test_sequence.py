@@ -10,8 +10,8 @@ from PIL import Image
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.options import FrameOptions
-from tvnet_cli.video import sequence as sequence_module
 from tvnet_cli.video.decode import VideoScan, scan, scan_by_decoding
+from tvnet_cli.video.reader import Decoders
 from tvnet_cli.video.sequence import open_sequence
 
 
@@ -99,7 +99,10 @@ def promise(monkeypatch, film: Path, pts: np.ndarray) -> None:
     """Let the scan of the packets find these times in place of the true ones."""
     true = scan(film)
     wrong = VideoScan(film, pts * float(true.time_base), pts, true.keys, true.time_base)
-    monkeypatch.setattr(sequence_module, "scan", lambda path: wrong)
+    honest = Decoders.scan
+    monkeypatch.setattr(
+        Decoders, "scan", lambda self, path, counted=False: honest(self, path, counted=True) if counted else wrong
+    )
 
 
 def test_a_film_that_goes_on_behind_its_promised_end_is_read_to_its_end(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from tvnet_cli.errors import DatasetError
 from tvnet_cli.flow.files import read_flow
-from tvnet_cli.video.images import read_image
+from tvnet_cli.video.reader import decoders
 
 Picture = NDArray[np.uint8]
 GRAINS = (1.5, 4.0, 12.0)  # pixels, sigmas of the noise that textures are made of
@@ -70,7 +70,7 @@ def read_pairs(folder: Path) -> list[KnownPair]:
     for truth in sorted(folder.glob("*/flow10.flo")):
         frames = [truth.with_name(name) for name in ("frame10.png", "frame11.png")]
         if all(frame.is_file() for frame in frames):
-            first, second = (_grey(read_image(frame)) for frame in frames)
+            first, second = (_grey(decoders().image(frame)) for frame in frames)
             pairs.append(KnownPair(first, second, read_flow(truth)))
     if not pairs:
         raise DatasetError(f"no folder in {folder} holds frame10.png, frame11.png and flow10.flo")

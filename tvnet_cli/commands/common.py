@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tvnet_cli.errors import OutputError, TVNetError, printable
 from tvnet_cli.log import EventLog
+from tvnet_cli.options import DecodeLimits
 from tvnet_cli.writing import saying
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -95,6 +96,36 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
         return command
 
     return decorate
+
+
+def with_decode_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """What decoding a video or an image may take, which the command gets as ``limits``."""
+
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=DecodeLimits.timeout,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up a video whose decoding takes longer; 0: never. Where frames are read one by one, that of each.",
+    )
+    @click.option(
+        "--decoder-memory",
+        type=int,
+        default=DecodeLimits.memory,
+        show_default=True,
+        metavar="MIB",
+        help="Give up a video whose decoding needs more, on Linux; 0: never.",
+    )
+    @functools.wraps(command)
+    def wrapped(timeout: float, decoder_memory: int, **arguments: Any) -> None:
+        try:
+            limits = DecodeLimits(timeout=timeout, memory=decoder_memory)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        command(limits=limits, **arguments)
+
+    return wrapped
 
 
 def check_writable(path: Path, *suffixes: str) -> None:

@@ -22,6 +22,7 @@ from tvnet_cli.commands.common import (
     complete,
     complete_weights,
     with_clear_errors,
+    with_decode_limits,
     with_log,
 )
 from tvnet_cli.errors import DatasetError, printable
@@ -90,22 +91,7 @@ PLACE = _Place(path_type=Path)
     ),
 )
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Videos at work at once.  [default: by the cores]")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0),
-    default=DecodeLimits.timeout,
-    show_default=True,
-    metavar="SECONDS",
-    help="Give up a video whose decoding takes longer; 0: never.",
-)
-@click.option(
-    "--decoder-memory",
-    type=int,
-    default=DecodeLimits.memory,
-    show_default=True,
-    metavar="MIB",
-    help="Give up a video whose decoding needs more, on Linux; 0: never.",
-)
+@with_decode_limits
 @click.option(
     "--ray",
     metavar="ADDRESS",
@@ -148,8 +134,7 @@ def features(
     device: str,
     batch_size: int | None,
     jobs: int | None,
-    timeout: float,
-    decoder_memory: int,
+    limits: DecodeLimits,
     ray: str | None,
     overwrite: bool,
     retry_failed: bool,
@@ -172,10 +157,6 @@ def features(
     if not places:
         raise click.UsageError("give folders or video files, or --from-file LIST")
     options = ExtractOptions(streams=_parse_streams(streams), dtype=dtype)
-    try:
-        limits = DecodeLimits(timeout=timeout, memory=decoder_memory)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
     videos = find_sources(places, note=lambda line: click.echo(f"note {printable(line)}", err=True))
     shard, said_by = _shard(shard_name)

@@ -20,6 +20,7 @@ from tvnet_cli.commands.common import (
     PATH,
     complete_weights,
     with_clear_errors,
+    with_decode_limits,
     with_log,
     with_options,
 )
@@ -31,6 +32,7 @@ from tvnet_cli.options import (
     FLOW_FORMATS,
     PRESETS,
     SAMPLERS,
+    DecodeLimits,
     FieldOptions,
     FlowFormat,
     FrameOptions,
@@ -113,6 +115,7 @@ _FIELD_OPTIONS = {"backward": "backward", "occlusion": "occlusion", "show_scales
     is_flag=True,
     help="Begin anew where .h5 files and folders would be resumed, and replace files that tvnet did not make.",
 )
+@with_decode_limits
 @LOG_FILE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what failed.")
@@ -130,6 +133,7 @@ def flow(
     truth: Path | None,
     device: str,
     batch_size: int | None,
+    limits: DecodeLimits,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -160,7 +164,7 @@ def flow(
     targets = choose_targets(paths, outputs, formats) if outputs or formats or truth is None else []
     check_kept(targets, fields)
     click.get_current_context().with_resource(reserved(targets, overwrite=overwrite))
-    sequence = open_sequence(paths, frames)
+    sequence = open_sequence(paths, frames, limits)
     errors = FlowErrors(truth, sequence)
     chosen = choose_device(device)
     tvnet, sha256 = load_tvnet(weights, solver)

@@ -27,6 +27,7 @@ from tvnet_cli.recipe import Recipe, require_same_recipe
 from tvnet_cli.writing import MARK, beside, is_marked, replacing, require_replaceable, write_whole, writing
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
 JPG_QUALITY = 100  # at 95 a level is off by more than a half too often
 
@@ -52,6 +53,8 @@ def read_flow(path: Path) -> NDArray[np.float32]:
     FlowFileError
         Naming the file.
     """
+    if path.exists() and not path.is_file():
+        raise FlowFileError(f"{path} is no flow file but {'a folder' if path.is_dir() else 'a pipe or a device'}")
     try:
         if path.suffix.lower() == ".png":
             return _read_kitti(path)
@@ -68,7 +71,11 @@ def read_flow(path: Path) -> NDArray[np.float32]:
 
 
 def _read_kitti(path: Path) -> NDArray[np.float32]:
-    with av.open(io.BytesIO(path.read_bytes()), "r") as container:
+    content = path.read_bytes()
+    if not content.startswith(PNG_SIGNATURE):
+        raise FlowFileError(f"{path} is no flow file: not a PNG image")
+    # As an image and nothing else: libav would take a text that describes a stream for one, and listen to the network.
+    with av.open(io.BytesIO(content), "r", format="png_pipe", options={"protocol_whitelist": ""}) as container:
         frame = next(container.decode(video=0))
         if not frame.format.name.startswith("rgb48"):
             raise FlowFileError(f"{path} is no flow file: KITTI's have three channels of 16 bits")

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,15 +17,8 @@ from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import ActionOptions
 from tvnet_cli.training.augment import cut, draw_crop, random_snippets
 from tvnet_cli.training.datasets import LabelledVideo
-from tvnet_cli.video.decode import (
-    VideoScan,
-    read_clips,
-    read_frames,
-    refuse_damaged,
-    scan,
-    scan_by_decoding,
-    upright_rgb,
-)
+from tvnet_cli.video.decode import VideoScan, refuse_damaged
+from tvnet_cli.video.reader import decoders
 
 NAMED = 10  # of the videos that cannot be read, in a message
 _ORDER, _SAMPLE = 0, 1  # two kinds of random numbers from one seed
@@ -70,8 +62,8 @@ class TrainingClips:
     ) -> None:
         self.videos, self.options, self.pool = videos, options, pool
         self._share = range(rank, options.batch_size, world)
-        self._scan = lru_cache(maxsize=None)(scan)
-        self._scan_by_decoding = lru_cache(maxsize=None)(scan_by_decoding)
+        self._reader = decoders()
+        self._scan = lru_cache(maxsize=None)(self._reader.scan)
         self._order = lru_cache(maxsize=8)(self._shuffled)
 
     def __call__(self, step: int) -> ActionBatch:
@@ -99,7 +91,7 @@ class TrainingClips:
             try:
                 return self._snippets(self._scan(path), seed)
             except FrameListError:
-                return self._snippets(self._scan_by_decoding(path), seed)
+                return self._snippets(self._scan(path, counted=True), seed)
         except VideoReadError as error:
             raise VideoReadError(f"{path}: {error}") from error
 
@@ -109,11 +101,8 @@ class TrainingClips:
         crop = draw_crop(options.crop_scales, options.flip, random)
         frame_index = random_snippets(video.num_frames, options.num_segments, options.clip_length, random)
         wanted, place = np.unique(frame_index, return_inverse=True)
-        converter = av.video.reformatter.VideoReformatter()
-        pictures = [
-            cut(upright_rgb(frame, converter, options.short_side), crop, options.size)
-            for frame in read_frames(video, wanted.tolist())
-        ]
+        frames = self._reader.frames(video, wanted.tolist(), short_side=options.short_side)
+        pictures = [cut(frame, crop, options.size) for frame in frames if frame is not None]
         return torch.stack(pictures)[torch.from_numpy(place.reshape(frame_index.shape))]
 
 
@@ -126,7 +115,9 @@ def validation_clips(video: LabelledVideo, options: ActionOptions) -> Tensor:
         Naming the video.
     """
     try:
-        clips = read_clips(video.path, options.validation_clips, options.clip_length, options.short_side, options.size)
+        clips = decoders().clips(
+            video.path, options.validation_clips, options.clip_length, options.short_side, options.size
+        )
     except VideoReadError as error:
         raise VideoReadError(f"{video.path}: {error}") from error
     return torch.from_numpy(clips.frames).movedim(-1, -3)[:, None]
@@ -150,7 +141,7 @@ def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor) -> None:
 
 def _unreadable(video: LabelledVideo) -> str:
     try:
-        refuse_damaged(scan(video.path))
+        refuse_damaged(decoders().scan(video.path))
     except VideoReadError as error:
         return f"{video.path}: {error}"
     return ""

@@ -15,7 +15,8 @@ from tvnet_cli.errors import DatasetError
 from tvnet_cli.flow.colour import UNKNOWN
 from tvnet_cli.flow.files import read_flow
 from tvnet_cli.options import MIN_FRAME_SIDE
-from tvnet_cli.video.images import IMAGE_SUFFIXES, natural_order, read_image
+from tvnet_cli.video.images import IMAGE_SUFFIXES, natural_order
+from tvnet_cli.video.reader import decoders
 from tvnet_cli.video.sequence import Picture
 
 KITTI_FLOWS = ("flow_occ", "flow_noc")  # the same pairs; the second knows fewer pixels
@@ -103,7 +104,8 @@ def read_pair(files: PairFiles) -> KnownPair:
     VideoReadError, FlowFileError, DatasetError
         If a file cannot be read, if their sizes differ, if they are too small, or if nothing of the flow is known.
     """
-    first, second, truth = read_image(files.first), read_image(files.second), read_flow(files.truth)
+    first, second = map(decoders().image, (files.first, files.second))
+    truth = read_flow(files.truth)
     for path, (height, width) in ((files.second, second.shape[:2]), (files.truth, truth.shape[1:])):
         if (height, width) != first.shape[:2]:
             raise DatasetError(

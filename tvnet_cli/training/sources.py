@@ -18,6 +18,7 @@ from tvnet_cli.training.drawn import drawn_pair
 from tvnet_cli.training.pairs import KnownPair, PairFiles, find_pairs, has_flow, read_pair
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.files import find_videos
+from tvnet_cli.video.images import image_size
 from tvnet_cli.video.sequence import FrameSequence, open_sequence
 
 HELD_OUT = 0.1  # of each film, at its end
@@ -175,9 +176,8 @@ def _read(film: FrameSequence, position: int) -> KnownPair:
 def _short_side(path: Path) -> float:
     """Of a picture, in pixels, by its header alone; what cannot be read is said when it is needed."""
     try:
-        with Image.open(path) as image:
-            return min(image.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return min(image_size(path))
+    except (OSError, VideoReadError, ValueError, SyntaxError, Image.DecompressionBombError):
         return math.inf
 
 

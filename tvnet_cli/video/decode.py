@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 import stat
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,8 +42,22 @@ LARGEST_ALLOCATION = (1 << 31) - 1  # bytes that FFmpeg asks for; what would be 
 _DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EPERM}
 
 # A film must not lead to addresses, and %03d.png is one picture and not a hundred.
-_THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none"}
-_LISTS = {"concat", "dash", "hls", "imf"}
+# Demuxers that open further files, listen on the network or run scripts are refused: libav stops behind its probe.
+LISTS = frozenset(
+    "alsa avisynth concat dash dvdvideo fbdev hls imf jack kmsgrab lavfi libgme libmodplug libopenmpt mlv oss pulse "
+    "rtp rtsp sap sdp sndio v4l2 vapoursynth video4linux2 vobsub webm_dash_manifest x11grab xcbgrab".split()
+)
+_OTHERS = ",".join(sorted(name for name in av.formats_available if name not in LISTS))
+_THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none", "format_whitelist": _OTHERS}
+# How texts begin that only name other files, by what they are called.
+_BEGINNINGS = {
+    "ffconcat": r"ffconcat\s",
+    "HLS playlist": r"#EXTM3U",
+    "SDP session": r"v=0\s",
+    "DASH, IMF or other XML list": r"<\?xml|<MPD|<CompositionPlaylist|<SmoothStreamingMedia|<smil|<asx",
+    "playlist": r"\[playlist\]|\[Reference\]|\[InternetShortcut\]|RTSPtext|rtsptext",
+}
+_BEGINNING_BYTES = 1 << 12
 
 # Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
 # then all frames up to the last one are decoded, and so checked.
@@ -112,6 +128,11 @@ class VideoScan:
     @property
     def num_frames(self) -> int:
         return len(self.pts_seconds)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the frame list, by which two scans of a file are compared."""
+        return zlib.crc32((self.pts_seconds if self.pts is None else self.pts).tobytes())
 
 
 @dataclass(frozen=True)
@@ -432,10 +453,11 @@ def _opened(path: Path | RemoteFilm) -> Iterator[tuple[av.container.InputContain
     except (av.error.FFmpegError, OSError, ValueError) as error:
         _require_file(path)  # it may have gone meanwhile
         _require_no_other_cause(path, error)
+        _refuse_by_beginning(path)
         raise VideoReadError(f"cannot open: not a video, or damaged ({_reason(error)})", "cannot_open") from error
     with container:
-        if container.format.name in _LISTS:
-            raise VideoReadError("cannot open: a list of other files, not a video", "cannot_open")
+        if not LISTS.isdisjoint(container.format.name.split(",")):  # of a remote video
+            raise _a_list(container.format.name)
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
@@ -451,6 +473,33 @@ def _opened(path: Path | RemoteFilm) -> Iterator[tuple[av.container.InputContain
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _refuse_by_beginning(path: Path | RemoteFilm) -> None:
+    """Say what a file is that libav does not open.
+
+    Raises
+    ------
+    VideoReadError
+        If it is a list of other files, or y4m with frames that are too large.
+    """
+    with suppress(OSError):
+        if isinstance(path, Path):
+            with path.open("rb") as file:
+                beginning = file.read(_BEGINNING_BYTES)
+        else:
+            path.seek(0)
+            beginning = path.read(_BEGINNING_BYTES)
+        text = beginning.decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()
+        for name, pattern in _BEGINNINGS.items():
+            if re.match(pattern, text, re.IGNORECASE):
+                raise _a_list(name)
+        if sides := re.match(r"YUV4MPEG2 .*?W(\d{1,9}) .*?H(\d{1,9})\s", text):
+            _refuse_large(int(sides[1]), int(sides[2]))
+
+
+def _a_list(kind: str) -> VideoReadError:
+    return VideoReadError(f"cannot open: a list of other files ({kind}), not a video: name the videos", "cannot_open")
 
 
 def _container(path: Path | RemoteFilm) -> av.container.InputContainer:

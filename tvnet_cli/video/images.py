@@ -20,6 +20,7 @@ NUMBERS = re.compile(r"[0-9]+")
 NAMED = 4  # patterns of names, in a message
 MOST_FRAMES = 2**31  # what spans more is no number of a frame but a date, say
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; a file is opened as one of these alone
 ANIMATED = {"GIF", "PNG", "WEBP"}
 
 
@@ -104,11 +105,41 @@ def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
 def count_pictures(path: Path) -> int:
     """How many pictures a file holds: several in an animation; 1 if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             # In other formats the pictures behind the first one are small copies of it, or pages.
             return int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, VideoReadError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return 1  # reading it will say why
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image of a known format; whatever is no regular file, such as a pipe, is never waited for.
+
+    Raises
+    ------
+    VideoReadError
+        If it is not a regular file.
+    OSError
+    """
+    if path.exists() and not path.is_file():
+        raise VideoReadError(
+            f"{path}: a {'folder' if path.is_dir() else 'pipe, device or socket'} is no image", "not_a_file"
+        )
+    return Image.open(path, formats=FORMATS)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of an image by its header alone.
+
+    Raises
+    ------
+    VideoReadError
+        If it is not a regular file.
+    OSError, ValueError, SyntaxError, DecompressionBombError
+        Of Pillow, if the header cannot be read.
+    """
+    with _opened(path) as image:
+        return image.size
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -125,7 +156,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         Naming the file.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16") or upright.mode == "I":  # Pillow would clip them at 255
                 levels = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)

@@ -1,7 +1,9 @@
-"""Clips read by processes of their own: a decoder that crashes, hangs or swells costs one video, and not the run."""
+"""Videos and images read by processes of their own: a decoder that crashes, hangs or swells costs one of them alone."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import math
 import os
@@ -9,81 +11,182 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import FrameListError, VideoReadError
 from tvnet_cli.options import DecodeLimits, ExtractOptions
-from tvnet_cli.video.decode import VideoClips
-from tvnet_cli.video.worker import ARRAYS, OUT_OF_MEMORY
+from tvnet_cli.video.decode import Damage, KeyFrame, VideoClips, VideoScan
+from tvnet_cli.video.worker import OUT_OF_MEMORY
+
+Picture = NDArray[np.uint8]
+Self = TypeVar("Self", bound="Decoders")
 
 # What this process imports, the other one does too, and nothing that happens to lie in the working directory.
 START = "import sys; sys.path[:] = {path!a}; from tvnet_cli.video.worker import main; main()"
 # Threads of libraries would only take address space.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 TICK = 1.0  # seconds
+DTYPES = {"|u1", "<i8", "<f8"}  # of the arrays in answers
+LARGEST_ARRAY = 1 << 36  # bytes; memory is taken as it is filled
 
 
-class ClipReader:
-    """Reads clips as ``tvnet_cli.video.decode.read_clips`` does, in other processes, inside a ``with`` block.
+class Decoders:
+    """Reads videos and images in other processes; what takes longer or more memory than the limits allow fails alone.
 
-    Threads may read at once: there are as many processes as there are videos being read.
+    Threads may read at once: there are as many processes as there are videos being read. Close it at the end, or use
+    it in a ``with`` block.
 
     Parameters
     ----------
-    options : ExtractOptions
-        Which clips.
     limits : DecodeLimits
-        What one video may take.
+        What reading one video, or one frame of a stream of frames, may take.
     """
 
-    def __init__(self, options: ExtractOptions, limits: DecodeLimits) -> None:
+    def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
-        self._clips = [options.num_clips, options.clip_length, options.short_side, options.crop_size]
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._closed = False
 
-    def __enter__(self) -> ClipReader:
+    def __enter__(self: Self) -> Self:
         self._idle.append(self._started())  # it gets ready meanwhile
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes, whatever they do."""
         self._closed = True
         for worker in tuple(self._workers):
             worker.stop()
 
-    def read(self, place: Path | str) -> VideoClips:
-        """The clips of a video, a file or text that is an address.
+    def clips(self, place: Path | str, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
+        """Read as ``tvnet_cli.video.decode.read_clips``; ``place`` is a file, or text that is an address.
 
         Raises
         ------
         VideoReadError
             Also if it takes more than the limits allow, or if the decoder crashes.
         RuntimeError
-            If the reader was closed meanwhile.
+            If this was closed meanwhile.
         """
+        answer = self._one("clips", place, clips=[num_clips, clip_length, short_side, crop_size])
+        value, (frames, frame_index, pts_seconds) = answer
+        return VideoClips(frames, frame_index, pts_seconds, **{**value, "notes": tuple(value["notes"])})
+
+    def scan(self, path: Path, *, counted: bool = False) -> VideoScan:
+        """Read as ``tvnet_cli.video.decode.scan``, or as ``scan_by_decoding``.
+
+        Raises
+        ------
+        VideoReadError
+            As ``clips``.
+        """
+        value, arrays = self._one("scan", path, counted=counted)
+        return VideoScan(
+            path,
+            arrays[0],
+            arrays[1] if len(arrays) > 1 else None,
+            tuple(KeyFrame(*key) for key in value["keys"]),
+            Fraction(*value["time_base"]) if value["time_base"] else None,
+            tuple(value["notes"]),
+            Damage(**value["damage"]) if value["damage"] else None,
+        )
+
+    def frames(
+        self,
+        video: VideoScan,
+        wanted: Sequence[int],
+        *,
+        first: int = 0,
+        to_end: bool = False,
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[Picture | None]:
+        """Read the frames with these rising numbers, each under the limits.
+
+        Parameters
+        ----------
+        video : VideoScan
+            From ``scan``.
+        wanted : sequence of int
+        first : int
+            Frames before this place in ``wanted`` are gone through, and given as None.
+        to_end : bool
+            Look whether the video ends after the last one.
+        short_side, size
+            As for ``tvnet_cli.video.decode.upright_rgb``.
+
+        Yields
+        ------
+        ndarray, (H, W, 3), uint8, RGB, or None
+
+        Raises
+        ------
+        FrameListError
+            If the decoder gives other frames than ``video`` promises.
+        VideoReadError
+            As ``clips``.
+        """
+        assert isinstance(video.path, Path)
+        needed: dict[str, Any] = {"counted": video.pts is None, "checksum": video.checksum}
+        needed |= {"wanted": [int(number) for number in wanted], "first": first}
+        needed |= {"to_end": to_end, "short_side": short_side, "size": size}
+        for _, arrays in self._messages("frames", video.path, needed):
+            yield arrays[0] if arrays else None
+
+    def image(self, path: Path) -> Picture:
+        """Read as ``tvnet_cli.video.images.read_image``.
+
+        Raises
+        ------
+        VideoReadError
+            As ``clips``, naming the file.
+        """
+        try:
+            picture: Picture = self._one("image", path)[1][0]
+        except VideoReadError as error:
+            named = str(error).startswith(str(path))
+            raise error if named else VideoReadError(f"{path}: {error}", error.code) from error
+        return picture
+
+    def _one(self, task: str, place: Path | str, **needed: Any) -> tuple[dict[str, Any], list[Any]]:
+        (answer,) = self._messages(task, place, needed)
+        return answer
+
+    def _messages(
+        self, task: str, place: Path | str, needed: dict[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+        """The messages that answer a question; the process is idle again behind the last."""
+        question = {"task": task, "place": str(place), "memory": self.limits.memory, **needed}
+        given = 0
         while True:
             worker = self._taken()
             fresh = not worker.answers
             try:
-                clips = worker.ask(place, self._clips, self.limits)
+                for message in worker.ask(question, self.limits):
+                    given += 1
+                    yield message
             except VideoReadError as error:
                 if self._closed:
                     raise RuntimeError("the reader of videos was closed") from None
-                if not fresh and not worker.runs() and error.code != "timeout":
-                    continue  # perhaps an earlier film left the process in pieces
+                if not given and not fresh and not worker.runs() and error.code != "timeout":
+                    continue  # perhaps an earlier video left the process in pieces
                 raise
             finally:
                 self._give_back(worker)
-            return clips
+            return
 
     def _taken(self) -> _Worker:
         """A process that waits for a question."""
@@ -109,6 +212,38 @@ class ClipReader:
             self._workers.discard(worker)
 
 
+class ClipReader(Decoders):
+    """Reads the clips that options ask for, inside a ``with`` block.
+
+    Parameters
+    ----------
+    options : ExtractOptions
+        Which clips.
+    limits : DecodeLimits
+        What one video may take.
+    """
+
+    def __init__(self, options: ExtractOptions, limits: DecodeLimits) -> None:
+        super().__init__(limits)
+        self._clips = options.num_clips, options.clip_length, options.short_side, options.crop_size
+
+    def read(self, place: Path | str) -> VideoClips:
+        """Read the clips of a video, as ``Decoders.clips`` does."""
+        return self.clips(place, *self._clips)
+
+
+def decoders(limits: DecodeLimits | None = None) -> Decoders:
+    """Return the decoders of this process that have these limits, which whatever reads single videos shares."""
+    return _shared(limits or DecodeLimits(), os.getpid())
+
+
+@functools.cache
+def _shared(limits: DecodeLimits, process: int) -> Decoders:
+    made = Decoders(limits)
+    atexit.register(made.close)
+    return made
+
+
 class _Worker:
     """One process; whatever goes wrong in it ends it."""
 
@@ -126,47 +261,53 @@ class _Worker:
     def runs(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, place: Path | str, clips: list[int], limits: DecodeLimits) -> VideoClips:
-        """What ``read_clips`` gives for these clips."""
-        question = {"place": str(place), "clips": clips, "memory": limits.memory}
+    def ask(self, question: dict[str, Any], limits: DecodeLimits) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+        """The messages that answer a question. Whoever asks no further, or is interrupted, ends the process."""
+        whole = False
         try:
-            with _killed_after(limits.timeout, self._process) as expired:
-                found = self._answer(question)
-        except BaseException:  # Ctrl-C, say, after which the answer to this question would be that to the next one
-            self.stop()
-            raise
-        self.answers += 1
-        if found is None or expired.is_set():
-            self.stop()
-        if found is None:
-            raise _why_it_ended(self._process.returncode, expired.is_set(), limits)
-        if isinstance(found, VideoReadError):
-            raise found
-        return found
+            self._put(question)
+            while True:
+                with _killed_after(limits.timeout, self._process) as expired:
+                    header, arrays = self._message()
+                if header is None or expired.is_set():
+                    self.stop()
+                    raise _why_it_ended(self._process.returncode, expired.is_set(), limits)
+                if header.get("last"):
+                    break
+                yield header["value"], arrays
+            self.answers += 1
+            whole = True
+            if error := header.get("error"):
+                kind = FrameListError if error["frame_list"] else VideoReadError
+                found = kind(error["reason"], error["code"])
+                found.__cause__ = _WorkerError(error["traceback"])
+                raise found
+        finally:
+            if not whole:  # the answer to this question would be that to the next one
+                self.stop()
 
-    def _answer(self, question: dict[str, Any]) -> VideoClips | VideoReadError | None:
-        """None: the process ended, or what it says makes no sense, as memory that was written over does."""
+    def _put(self, question: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        num_clips, clip_length, _, side = question["clips"]
-        shapes = [(num_clips, clip_length, side, side, 3), (num_clips, clip_length), (num_clips, clip_length)]
-        try:
+        with suppress(BrokenPipeError):  # it ended: reading its answer will say why
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline())
-            if "reason" in answer:
-                error = VideoReadError(answer["reason"], answer["code"])
-                error.__cause__ = _WorkerError(answer["traceback"])
-                return error
-            arrays: dict[str, Any] = {}
-            for (name, dtype), shape in zip(ARRAYS.items(), shapes, strict=True):
-                arrays[name] = np.empty(shape, dtype)
-                part = memoryview(arrays[name]).cast("B")
-                if self._process.stdout.readinto(part) < len(part):  # type: ignore[attr-defined]
-                    return None
-            return VideoClips(**arrays, **{**answer, "notes": tuple(answer["notes"])})
-        except (BrokenPipeError, ValueError, KeyError, TypeError):
-            return None
+
+    def _message(self) -> tuple[dict[str, Any] | None, list[Any]]:
+        """None: the process ended, or what it says makes no sense, as memory that was written over does."""
+        assert self._process.stdout is not None
+        try:
+            header = json.loads(self._process.stdout.readline())
+            arrays = []
+            for dtype, shape in header["arrays"]:
+                if dtype not in DTYPES or math.prod(shape) * np.dtype(dtype).itemsize > LARGEST_ARRAY:
+                    return None, []
+                arrays.append(np.empty(shape, dtype))
+                part = arrays[-1].data.cast("B") if arrays[-1].size else memoryview(b"")
+                if len(part) and self._process.stdout.readinto(part) < len(part):  # type: ignore[attr-defined]
+                    return None, []
+            return header, arrays
+        except (ValueError, KeyError, TypeError):
+            return None, []
 
     def stop(self) -> None:
         """End it, whatever it does."""

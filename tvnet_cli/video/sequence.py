@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
-from tvnet_cli.options import FrameOptions
-from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
+from tvnet_cli.options import DecodeLimits, FrameOptions
+from tvnet_cli.video.decode import VideoScan, upright_rgb
 from tvnet_cli.video.files import VIDEO_SUFFIXES
-from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, frame_numbers, read_image
+from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, frame_numbers
+from tvnet_cli.video.reader import Decoders, decoders
 
 Picture = NDArray[np.uint8]
 
@@ -66,8 +67,8 @@ class FrameSequence(Protocol):
         ...
 
 
-def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence:
-    """A film, a folder of pictures, or two and more pictures.
+def open_sequence(paths: Sequence[Path], options: FrameOptions, limits: DecodeLimits | None = None) -> FrameSequence:
+    """Open a video, a folder of images, or two and more images; other processes decode them, within the limits.
 
     Raises
     ------
@@ -75,6 +76,7 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
         If it cannot be read, or if there are not two frames.
     """
     sequence: FrameSequence
+    reader = decoders(limits)
     for path in paths if len(paths) > 1 else ():
         if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
             raise DatasetError(f"{path} is no image: give one film, two or more images, or one folder of images")
@@ -87,11 +89,11 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
             )
     if len(paths) == 1 and paths[0].is_dir():
         found = find_images(paths[0])
-        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), found, options, frame_numbers(found))
+        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), found, options, reader, frame_numbers(found))
     elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
-        sequence = _Film(paths[0], options)
+        sequence = _Film(paths[0], options, reader)
     else:
-        sequence = _Pictures(" ".join(path.name for path in paths), paths, options)
+        sequence = _Pictures(" ".join(path.name for path in paths), paths, options, reader)
     if len(sequence.frame_index) < 2:
         raise DatasetError(
             f"{sequence.name}: optical flow needs two frames, and here {len(sequence.frame_index)} can be used: "
@@ -103,11 +105,11 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions) -> FrameSequence
 class _Film:
     """The frames of a film, each held against the scan of its packets; where they differ, counted by decoding."""
 
-    def __init__(self, path: Path, options: FrameOptions) -> None:
-        self.name, self.options = path.name, options
+    def __init__(self, path: Path, options: FrameOptions, reader: Decoders) -> None:
+        self.name, self.options, self._reader = path.name, options, reader
         self.files: tuple[Path, ...] = (path,)
         try:
-            self._use(scan(path))
+            self._use(reader.scan(path))
         except VideoReadError as error:
             raise VideoReadError(f"{path}: {error}") from error
 
@@ -141,37 +143,47 @@ class _Film:
             raise VideoReadError(f"{self.files[0]}: {error}") from error
 
     def count(self) -> None:
-        self._use(scan_by_decoding(self._video.path))
+        self._use(self._reader.scan(self.files[0], counted=True))
 
     def _read(self, positions: Sequence[int] | None, convert_from: int, start: int = 0) -> Iterator[Picture | None]:
         wanted = range(len(self.frame_index)) if positions is None else positions
         wanted = [position for position in wanted[start:] if position < len(self.frame_index)]
-        converter = av.video.reformatter.VideoReformatter()
-        frames = read_frames(self._video, self.frame_index[wanted].tolist())
+        numbers = self.frame_index[wanted].tolist()
+        frames = self._reader.frames(
+            self._video,
+            numbers,
+            first=sum(position < convert_from for position in wanted),
+            to_end=bool(numbers) and numbers[-1] + self.options.every >= self._video.num_frames,
+            short_side=self.options.short_side,
+            size=self.options.size,
+        )
         shape: tuple[int, ...] = ()
-        for position, frame in zip(wanted, frames, strict=False):
-            if position < convert_from:
+        for position, picture in zip(wanted, frames, strict=False):
+            if picture is None:
                 yield None
                 continue
-            picture = upright_rgb(frame, converter, self.options.short_side, self.options.size)
             shape = shape or picture.shape
             if picture.shape != shape:
                 raise VideoReadError(
                     f"changes from {_size(shape)} to {_size(picture.shape)} pixels "
                     f"at {self.pts_seconds[position]:.2f} s: --size makes them one"
                 )
-            yield np.ascontiguousarray(picture)
-        if wanted and self.frame_index[wanted[-1]] + self.options.every >= self._video.num_frames:
-            next(frames, None)  # lets it look whether the film ends here, as it should
+            yield picture
+        next(frames, None)  # lets it look whether the video ends here, as it should
 
 
 class _Pictures:
     """Images as frames, at a constant rate; images that are missing among the numbers take their time all the same."""
 
     def __init__(
-        self, name: str, paths: Sequence[Path], options: FrameOptions, numbers: NDArray[np.int64] | None = None
+        self,
+        name: str,
+        paths: Sequence[Path],
+        options: FrameOptions,
+        reader: Decoders,
+        numbers: NDArray[np.int64] | None = None,
     ) -> None:
-        self.name, self.options = name, options
+        self.name, self.options, self._reader = name, options, reader
         self.files = tuple(paths)
         self.damage = ""
         self.time_base = _frame_time(options)
@@ -196,7 +208,7 @@ class _Pictures:
                 yield None
                 continue
             path = self._paths[position]
-            picture = read_image(path)
+            picture = self._reader.image(path)
             first = first or (path, picture.shape)
             if picture.shape != first[1]:
                 raise VideoReadError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tvnet_cli.video.decode import read_clips
+from tvnet_cli.video.reader import decoders
 
 THUMBNAIL_SIDE = 160  # pixels
 QUALITY = 75  # of the JPEG; a picture takes about 6 kB
@@ -21,7 +21,7 @@ def thumbnail(path: Path) -> bytes:
     VideoReadError
         Whose message is the reason.
     """
-    clips = read_clips(path, 1, 1, short_side=THUMBNAIL_SIDE, crop_size=THUMBNAIL_SIDE)
+    clips = decoders().clips(path, 1, 1, short_side=THUMBNAIL_SIDE, crop_size=THUMBNAIL_SIDE)
     file = BytesIO()
     Image.fromarray(clips.frames[0, 0]).save(file, "JPEG", quality=QUALITY, optimize=True)
     return file.getvalue()

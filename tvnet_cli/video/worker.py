@@ -1,7 +1,8 @@
 """The process that decodes. ``tvnet_cli.video.reader`` starts it, asks it, and survives whatever it meets.
 
-A question is a line of JSON on stdin; an answer is a line of JSON and, where a film was read, the bytes of ``ARRAYS``.
-No torch in here: it is there in a quarter of a second.
+A question is a line of JSON on stdin: a task, the place of a video or an image, and what the task needs. The answer is
+one or more messages, each a line of JSON and the bytes of the arrays that it announces; the line of the last one says
+so. No torch in here: it is there in a quarter of a second.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
-from tvnet_cli.errors import VideoReadError
+from tvnet_cli.errors import FrameListError, VideoReadError
 from tvnet_cli.url import is_url
 
 if TYPE_CHECKING:
-    from tvnet_cli.video.decode import VideoClips
+    from numpy.typing import NDArray
 
-ARRAYS = {"frames": "u1", "frame_index": "i8", "pts_seconds": "f8"}  # of VideoClips, as they are sent: names, dtypes
+    from tvnet_cli.video.decode import VideoScan
+    from tvnet_cli.video.remote import RemoteFilm
+
+Message = tuple[dict[str, Any], "Sequence[NDArray[Any]]"]
+KEPT_SCANS = 64  # frame lists of the videos that were asked about last
 
 OUT_OF_MEMORY = 77  # exit code
 LOOK_SECONDS = 0.05
@@ -49,35 +55,113 @@ def _listen(questions: SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)
 
 
-def _answer(answers: IO[bytes], place: str, clips: list[int], memory: int) -> None:
-    arrays: list[memoryview] = []
+def _answer(answers: IO[bytes], task: str, place: str, memory: int, **needed: Any) -> None:
     try:
-        found = _read(place, clips, memory)
-        answer = {name: getattr(found, name) for name in ("num_frames", "padded", "notes", "bad_packets")}
-        arrays = [memoryview(getattr(found, name)).cast("B") for name in ARRAYS]
+        with _ends_above(memory), ExitStack() as held:
+            for value, arrays in TASKS[task](_opened(place, held), **needed):
+                _send(answers, {"value": value}, arrays)
+        _send(answers, {"last": True})
     except VideoReadError as error:
-        answer = {"reason": str(error), "code": error.code, "traceback": traceback.format_exc()}
-    except Exception as error:  # whatever a decoder meets in one film must not stop the others
-        reason = f"{type(error).__name__}: {error}"
-        answer = {"reason": reason, "code": "unexpected", "traceback": traceback.format_exc()}
-    answers.write(json.dumps(answer).encode() + b"\n")
+        _send_error(answers, str(error), error.code, frame_list=isinstance(error, FrameListError))
+    except MemoryError:
+        _send_error(answers, "decoding needs more memory than there is", "out_of_memory")
+    except Exception as error:  # whatever a decoder meets in one video must not stop the others
+        _send_error(answers, f"{type(error).__name__}: {error}", "unexpected")
+
+
+def _send(answers: IO[bytes], header: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> None:
+    header["arrays"] = [[array.dtype.str, list(array.shape)] for array in arrays]
+    answers.write(json.dumps(header).encode() + b"\n")
     for array in arrays:
-        answers.write(array)
+        answers.write(array.data.cast("B") if array.size else b"")
     answers.flush()
 
 
-def _read(place: str, clips: list[int], memory: int) -> VideoClips:
-    from tvnet_cli.video.decode import read_clips
+def _send_error(answers: IO[bytes], reason: str, code: str, *, frame_list: bool = False) -> None:
+    error = {"reason": reason, "code": code, "frame_list": frame_list, "traceback": traceback.format_exc()}
+    _send(answers, {"last": True, "error": error})
+
+
+def _opened(place: str, held: ExitStack) -> Path | RemoteFilm:
+    if not is_url(place):
+        return Path(place)
     from tvnet_cli.video.remote import opened
 
-    try:
-        with _ends_above(memory):
-            if not is_url(place):
-                return read_clips(Path(place), *clips)
-            with opened(place) as film:
-                return read_clips(film, *clips)
-    except MemoryError as error:
-        raise VideoReadError("decoding needs more memory than there is", "out_of_memory") from error
+    return held.enter_context(opened(place))
+
+
+def _clips(path: Path | RemoteFilm, clips: list[int]) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.decode.read_clips``."""
+    from tvnet_cli.video import decode
+
+    found = decode.read_clips(path, *clips)
+    value = {name: getattr(found, name) for name in ("num_frames", "padded", "notes", "bad_packets")}
+    yield value, [found.frames, found.frame_index, found.pts_seconds]
+
+
+def _scan(path: Path, counted: bool) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.decode.scan``, or as ``scan_by_decoding``; the file is read anew."""
+    import numpy as np
+
+    _scanned.cache_clear()
+    found = _scanned(path, counted)
+    value = {
+        "notes": found.notes,
+        "damage": found.damage and vars(found.damage),
+        "time_base": found.time_base and [found.time_base.numerator, found.time_base.denominator],
+        "keys": found.keys,
+    }
+    yield value, [found.pts_seconds, *([] if found.pts is None else [np.ascontiguousarray(found.pts, np.int64)])]
+
+
+@lru_cache(KEPT_SCANS)
+def _scanned(path: Path, counted: bool) -> VideoScan:
+    from tvnet_cli.video import decode
+
+    return decode.scan_by_decoding(path) if counted else decode.scan(path)
+
+
+def _frames(
+    path: Path,
+    counted: bool,
+    checksum: int,
+    wanted: list[int],
+    first: int,
+    to_end: bool,
+    short_side: int | None,
+    size: list[int] | None,
+) -> Iterator[Message]:
+    """Answer with the frames of these numbers as RGB, those before the place ``first`` without their pixels."""
+    import av
+    import numpy as np
+
+    from tvnet_cli.video import decode
+
+    video = _scanned(path, counted)
+    if video.checksum != checksum:
+        raise FrameListError("it has other frames than before")
+    converter = av.video.reformatter.VideoReformatter()
+    frames = decode.read_frames(video, wanted)
+    for place, frame in zip(range(len(wanted)), frames, strict=False):
+        if place < first:
+            yield {}, []
+            continue
+        picture = decode.upright_rgb(frame, converter, short_side, (size[0], size[1]) if size else None)
+        yield {}, [np.ascontiguousarray(picture)]
+    if to_end:
+        next(frames, None)  # lets it look whether the video ends here, as it should
+
+
+def _image(path: Path) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.images.read_image``."""
+    import numpy as np
+
+    from tvnet_cli.video.images import read_image
+
+    yield {}, [np.ascontiguousarray(read_image(path))]
+
+
+TASKS: dict[str, Any] = {"clips": _clips, "scan": _scan, "frames": _frames, "image": _image}
 
 
 @contextmanager
