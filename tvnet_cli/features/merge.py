@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.features.datasets import DATASETS
 from tvnet_cli.features.format import (
     Contents,
     RowProgress,
@@ -69,7 +70,7 @@ def merge_features(
         if difference:
             raise FeatureFileError(f"{first.path} and {source.path} were made in different ways: {difference}")
         if source.recipe.get("software") != first.recipe.get("software"):
-            note(f"{source.path} was made by other software than {first.path}, whose recipe is kept")
+            note(f"{source.path} was made by other software than {first.path}: written_by tells which rows are whose")
     _require_equal_twins(sources)
     missing = missing_shards(paths)
     if missing:
@@ -107,7 +108,8 @@ def _require_equal_twins(sources: Sequence[Contents]) -> None:
         for videos in source.portions([video_id for video_id in source.rows if video_id in home]):
             for video_id in videos:
                 mine, theirs = (read_rows(one, [video_id])[0] for one in (source, home[video_id]))
-                different = [name for name in mine if name in theirs and mine[name].tobytes() != theirs[name].tobytes()]
+                both = [name for name in mine if name in theirs and DATASETS[name].computed]
+                different = [name for name in both if mine[name].tobytes() != theirs[name].tobytes()]
                 if different:
                     raise FeatureFileError(
                         f"{home[video_id].path} and {source.path} hold different rows of {video_id}: {named(different)}"
