@@ -44,7 +44,7 @@ class _RawFile(io.FileIO):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return super().readinto(buffer)  # type: ignore[return-value]
+            return super().readinto(buffer)
         except OSError as error:
             self.error = self.error or error
             raise
@@ -102,7 +102,8 @@ class OpenFile:
         """Read rows of a dataset of text, UTF-8; see ``text_bytes``."""
         lines = self.text_bytes(name, rows)
         decoded = np.empty(lines.shape, object)
-        decoded.flat = [line.decode() for line in lines.flat]
+        for place, line in np.ndenumerate(lines):
+            decoded[place] = line.decode()
         return decoded
 
     def text_bytes(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
@@ -199,7 +200,7 @@ def opened(path: Path) -> Iterator[OpenFile]:
 
 def no_access(path: Path, error: OSError) -> FileAccessError:
     """What an error of the system means for a file that was to be read."""
-    return FileAccessError(f"cannot read {path}: {error.strerror or first_line(error)}; nothing is known of its content")
+    return FileAccessError(f"cannot read {path}: {error.strerror or first_line(error)}; its content may be good")
 
 
 def first_line(error: BaseException) -> str:
@@ -244,7 +245,7 @@ def _inside(path: Path, file: h5py.File) -> tuple[tuple[str, ...], tuple[str, ..
             name = prefix + key.decode("utf-8", "replace")
             count += 1
             if kind != h5py.h5l.TYPE_HARD:
-                raise RefusedFileError(f"{path}: {name} is a link that may lead out of the file: copy what is behind it")
+                raise RefusedFileError(f"{path}: {name} is a link that may lead out of the file, which is not followed")
             if count > MOST_LINKS or name.count("/") > MOST_LEVELS:
                 raise RefusedFileError(f"{path} holds more than {MOST_LINKS} objects or {MOST_LEVELS} levels of groups")
             about = h5py.h5o.get_info(group, key)

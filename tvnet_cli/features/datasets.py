@@ -48,7 +48,9 @@ class Dataset(NamedTuple):
     computed: bool = True
 
 
-OLD, LATER, ALL = ("1a", "1b"), ("1b", "2"), ("1a", "1b", "2")
+OLD: tuple[Generation, ...] = ("1a", "1b")
+LATER: tuple[Generation, ...] = ("1b", "2")
+ALL: tuple[Generation, ...] = ("1a", "1b", "2")
 _LAYER = "flow network, mean over clips, then L2 norm 1 over the flattened layer"
 
 DATASETS: dict[str, Dataset] = {
@@ -78,9 +80,7 @@ DATASETS: dict[str, Dataset] = {
     "padded": Dataset(
         BOOL, (), "1", "True if the video has fewer frames than a clip, whose last frame was then repeated"
     ),
-    "bad_packets": Dataset(
-        INT64, (), "packets", "packets of the video that cannot be decoded and were passed over"
-    ),
+    "bad_packets": Dataset(INT64, (), "packets", "packets of the video that cannot be decoded and were passed over"),
     "notes": Dataset(TEXT, (), "text", "what was not as it should be in the video, separated by '; '", ("2",), False),
     "written_by": Dataset(
         INT64, (), "1", "which record of the root attribute software made the row, from 0", ("2",), False

@@ -51,7 +51,7 @@ def read_user_rows(source: OpenFile, name: str, numbers: NDArray[np.int64]) -> N
     _require_plain(source, name)
     rows = slice(low, high)
     block = source.text_bytes(name, rows) if source.file[name].dtype.kind == "O" else source.file[name][rows]
-    return block[numbers - low]  # type: ignore[no-any-return]
+    return block[numbers - low]
 
 
 def carry(source: OpenFile, file: h5py.File, by_rows: Collection[str]) -> None:
