@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tvnet_cli.features.format import checksums
 from tvnet_cli.features.store import FeatureStore
 
 RECIPE = {
@@ -37,6 +38,26 @@ def write(path: Path, *ids: str, recipe: dict[str, Any] = RECIPE, failing: tuple
             store.add(video_id, row(number_of(video_id)))
         for video_id in failing:
             store.add_failure(video_id, "no video stream (audio only)", "no_video_stream")
+    return path
+
+
+def as_version_1(path: Path, generation: str = "1b") -> Path:
+    """Make a file one of an older program: of format version 1, with checksums and failures (1b) or without (1a)."""
+    with h5py.File(path, "r+") as file:
+        for name in ("software", "datasets", "checksums"):
+            del file.attrs[name]
+        file.attrs["format_version"] = 1
+        del file["notes"], file["written_by"], file["checksum"]
+        ids = file["video_id"].asstr()[:].tolist()
+        for name in ("flow/inception_5a_output", "flow/inception_5b_output"):  # that each of them has
+            file[name] = np.full((len(ids), 1024, 1, 1), 1 / 32, np.float32)
+        if generation == "1a":
+            del file["failures"]
+            return path
+        values: dict[str, Any] = {}
+        file.visititems(lambda name, item: values.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        in_rows = {name: values[name] for name in values if name != "video_id" and not name.startswith("failures/")}
+        file["checksum"] = checksums(ids, in_rows)
     return path
 
 

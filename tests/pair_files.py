@@ -89,7 +89,7 @@ def write_features(path: Path, ids: Sequence[str], layers: dict[str, NDArray[np.
         file.create_dataset("video_id", data=list(ids), dtype=h5py.string_dtype())
         file["num_frames"] = np.full(len(ids), 100)
         for name, values in layers.items():
-            file[name] = values
+            file[name] = values.astype(np.float32)
     return path
 
 

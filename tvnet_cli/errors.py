@@ -6,6 +6,8 @@ TVNetError
     WeightsError         weights or their card, missing or wrong
     FeatureFileError     a feature file that is not ours, or was made in another way
         DamagedError     a feature file that cannot be read, or whose rows are not what was written
+    FileAccessError      a file that cannot be looked at now: a lock, permissions, a failing disk, too little memory
+    RefusedFileError     a file that leads to other files, or declares more than it holds
     DiskFullError        no room for what is to be written
     FlowFileError        a file of flow that cannot be read, or was made in another way
     FlowValueError       flow that the solver cannot compute with these numbers
@@ -122,6 +124,14 @@ class DamagedError(FeatureFileError):
             "given again, does the others"
         )
         self.path, self.reason, self.video_ids = path, reason, video_ids
+
+
+class FileAccessError(TVNetError):
+    """A file that could not be opened or read for a reason that says nothing about its content."""
+
+
+class RefusedFileError(TVNetError):
+    """A file that is not read: it leads to other files, or declares more than it holds."""
 
 
 class DiskFullError(TVNetError):

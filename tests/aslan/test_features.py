@@ -265,7 +265,7 @@ def broken(folder, kind):
     ("kind", "message"),
     [
         ("gone", "no such feature file"),
-        ("h5", "is an HDF5 file, but not of tvnet features, format 1"),
+        ("h5", "is an HDF5 file, but not of tvnet features: choose another file"),
         ("npz", "has no array video_id; it holds fc6"),
         ("rows", "fc6 is 180 x 12, for 3 videos it should be 3 x D"),
         ("text", "is no feature file: expected a feature file of this program"),

@@ -14,7 +14,7 @@ import feature_files
 import h5py
 import numpy as np
 import pytest
-from feature_files import RECIPE, assert_same_content, damage, row, write
+from feature_files import RECIPE, as_version_1, assert_same_content, damage, row, write
 
 from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
 from tvnet_cli.features import format as format_module
@@ -57,7 +57,7 @@ def test_rows_are_sorted_packed_and_plain_hdf5(tmp_path):
         assert file["flow/global_pool"].dtype == np.float32
         assert (file["flow/inception_4e_output"][2] == row(1)["flow/inception_4e_output"]).all()
         assert file.attrs["format"] == "tvnet-features"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert json.loads(file.attrs["recipe"]) == RECIPE
         found: list[str] = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -225,8 +225,8 @@ def test_what_is_no_feature_file_is_never_written_to(tmp_path):
     with pytest.raises(FeatureFileError, match="not of tvnet features"):
         write(path, "a")
     with h5py.File(path, "w") as file:
-        file.attrs["format"], file.attrs["format_version"] = "tvnet-features", 2
-    with pytest.raises(FeatureFileError, match="format version 2"):
+        file.attrs["format"], file.attrs["format_version"] = "tvnet-features", 3
+    with pytest.raises(FeatureFileError, match="format version 3"):
         write(path, "a")
 
 
@@ -249,7 +249,8 @@ def test_a_damaged_feature_file_is_left_alone_and_the_error_says_what_to_do(tmp_
 def test_a_file_of_an_older_program_without_checksums_is_gone_on_with(tmp_path):
     write(tmp_path / "f.h5", "a", "c")
     with h5py.File(tmp_path / "f.h5", "r+") as file:
-        del file["checksum"], file["failures"], file["padded"], file["num_frames"], file["pts_seconds"]
+        del file["padded"], file["num_frames"], file["pts_seconds"]
+    as_version_1(tmp_path / "f.h5", "1a")
     assert not read_contents(tmp_path / "f.h5").has_checksums
     write(tmp_path / "f.h5", "b")
     found = feature_files.content(tmp_path / "f.h5")

@@ -7,7 +7,6 @@ compressed archive, a file a video) is first laid out flat in a temporary folder
 from __future__ import annotations
 
 import re
-import shutil
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from tvnet_cli.aslan.matlab import matlab_shapes, read_matlab
+from tvnet_cli.aslan.arrays import archive_members, file_header, load_array, load_member, require_room, unpack
+from tvnet_cli.aslan.matlab import matlab_hdf5, matlab_shapes, read_matlab
 from tvnet_cli.aslan.pairs import PairSplits, sample_id
 from tvnet_cli.errors import DatasetError, FeatureFileError
 from tvnet_cli.features.table import (
@@ -33,6 +32,7 @@ from tvnet_cli.features.table import (
     rows_at_once,
     times,
 )
+from tvnet_cli.hdf5 import is_hdf5
 
 ID_LISTS = ("video_id.txt", "video_id.npy", "ids.txt", "ids.npy")
 STIP_MATRIX = re.compile(r"STIP_(\w+)_pairs_mat")
@@ -219,6 +219,7 @@ class StipFeatures:
         pairs = self.pairs
         order = np.concatenate([np.flatnonzero(pairs.split == split), np.flatnonzero(pairs.split != split)])
         row_of = {video: row for row, video in enumerate(pairs.videos)}
+        require_room(path.parent, self.path, 8 * len(row_of) * self.num_values)
         table = np.lib.format.open_memmap(path, "w+", np.float64, (len(row_of), self.num_values))
         seen = np.zeros(len(row_of), np.bool_)
         for start, block in self._blocks(split):  # (n, D, 2)
@@ -236,11 +237,12 @@ class StipFeatures:
 
     def _blocks(self, split: int) -> Iterator[tuple[int, NDArray[Any]]]:
         """The first pair of a block, and (n, D, 2) values."""
-        if not h5py.is_hdf5(self.path):  # at most 2 GB, that format has no more
+        if not is_hdf5(self.path):  # at most 2 GB, that format has no more
             yield 0, read_matlab(self.path, lambda name, shape: name == self.variable)[self.variable][..., split]
             return
-        with h5py.File(self.path, "r") as file:
-            matrix = file[self.variable]  # (splits, 2, D, pairs): the axes of HDF5 are the other way round
+        with matlab_hdf5(self.path) as source:
+            source.require_stored(self.variable)
+            matrix = source.file[self.variable]  # (splits, 2, D, pairs): the axes of HDF5 are the other way round
             step = max(rows_at_once(2 * self.num_values), (matrix.chunks or (1,))[-1])
             for start in range(0, len(self.pairs), step):
                 yield start, matrix[split, :, :, start : start + step].T
@@ -285,6 +287,8 @@ def open_features(paths: Sequence[Path], pairs: PairSplits, names: Sequence[str]
         for number, path in enumerate(paths):
             if not path.exists():
                 raise FeatureFileError(f"no such feature file: {path}")
+            if not (path.is_file() or path.is_dir()):
+                raise FeatureFileError(f"{path} is a pipe or a device, not a feature file")
             place = staging / str(number)
             place.mkdir()
             if path.suffix.lower() == ".mat":
@@ -310,7 +314,7 @@ def _sources(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
     with readable(path):
         if path.is_dir():
             yield from _from_folder(path, staging)
-        elif h5py.is_hdf5(path):
+        elif is_hdf5(path):
             yield from read_layers(path).items()
         elif zipfile.is_zipfile(path):
             yield from _from_npz(path, staging)
@@ -321,18 +325,12 @@ def _sources(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
 
 
 def _from_npz(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
-    with np.load(path) as archive:
-        if "video_id" not in archive.files:
-            raise FeatureFileError(f"{path} has no array video_id; it holds {', '.join(archive.files)}")
-        ids = _as_ids(archive["video_id"])
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            name = member.removesuffix(".npy")
-            if name != "video_id":
-                flat = staging / f"{len(list(staging.iterdir()))}.npy"
-                with archive.open(member) as packed, flat.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                yield name, checked_source(name, path, flat, "", ids, _npy_shape(flat))
+    members = archive_members(path)
+    if "video_id" not in members:
+        raise FeatureFileError(f"{path} has no array video_id; it holds {', '.join(members)}")
+    ids = _as_ids(load_member(path, members.pop("video_id")))
+    for name, flat in unpack(path, members, staging):
+        yield name, checked_source(name, path, flat, "", ids, _npy_shape(flat))
 
 
 def _from_npy(path: Path, ids: tuple[str, ...]) -> Iterator[tuple[str, Source]]:
@@ -363,6 +361,7 @@ def _lay_out_files(folder: Path, files: Sequence[Path], staging: Path) -> Iterat
             raise FeatureFileError(f"{path} holds {', '.join(vectors)}; the files before it {', '.join(tables)}")
         for name, vector in vectors.items():
             if not row:
+                require_room(staging, folder, 8 * len(files) * vector.size)
                 flat = staging / f"{len(tables)}.npy"
                 tables[name] = flat, np.lib.format.open_memmap(flat, "w+", np.float64, (len(files), len(vector)))
             table = tables[name][1]
@@ -376,8 +375,10 @@ def _lay_out_files(folder: Path, files: Sequence[Path], staging: Path) -> Iterat
 
 def _vectors_of_a_video(path: Path, name: str) -> dict[str, NDArray[Any]]:
     """The feature vectors of one video; an array with two axes holds clips, which are averaged, then L2-normalised."""
-    loaded = np.load(path)
-    arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
+    if path.suffix.lower() == ".npz":
+        arrays = {key: load_member(path, member) for key, member in archive_members(path).items()}
+    else:
+        arrays = {name: load_array(path)}
     vectors = {}
     for key, array in arrays.items():
         if array.ndim not in (1, 2) or array.dtype.kind not in "biuf" or not array.size:
@@ -392,18 +393,18 @@ def _vectors_of_a_video(path: Path, name: str) -> dict[str, NDArray[Any]]:
 
 
 def _npy_shape(path: Path) -> tuple[int, ...]:
-    array = np.load(path, mmap_mode="r")
-    if array.dtype.kind not in "biuf":
-        raise FeatureFileError(f"{path} holds {array.dtype}, no numbers")
-    return tuple(array.shape)
+    shape, dtype = file_header(path)
+    if dtype.kind not in "biuf":
+        raise FeatureFileError(f"{path} holds {dtype}, no numbers")
+    return shape
 
 
 def _id_list(folder: Path) -> tuple[str, ...]:
     for name in ID_LISTS:
         path = folder / name
         if path.suffix == ".npy" and path.exists():
-            return _as_ids(np.load(path))
-        if path.exists():
+            return _as_ids(load_array(path))
+        if path.is_file():
             return tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
     raise FeatureFileError(f"no list of ids in {folder}: expected one of {', '.join(ID_LISTS)}, an id a line")
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from tvnet_cli.errors import DatasetError
+from tvnet_cli.errors import DatasetError, FileAccessError
+from tvnet_cli.hdf5 import CONTENT_ERRORS, OpenFile, first_line, is_hdf5, opened
 
 NUMERIC = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+
+
+MOST_BYTES = 2**31  # of a matrix that is read as a whole: older files hold no larger ones
 
 
 def matlab_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -29,17 +34,12 @@ def matlab_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     DatasetError
         If it is no MATLAB file.
     """
-    if h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
-            return {
-                name: item.shape[::-1]
-                for name, item in file.items()
-                if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf"
-            }
-    try:
+    if is_hdf5(path):
+        with matlab_hdf5(path) as source:
+            tops = {name: source.file[name] for name in source.datasets if "/" not in name}
+            return {name: item.shape[::-1] for name, item in tops.items() if item.shape and item.dtype.kind in "biuf"}
+    with _readable(path):
         listed = scipy.io.whosmat(path)
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        raise DatasetError(f"{path} is not a readable MATLAB file: {error}") from error
     return {name: tuple(shape) for name, shape, kind in listed if kind in NUMERIC}
 
 
@@ -52,11 +52,42 @@ def read_matlab(path: Path, wanted: Callable[[str, tuple[int, ...]], bool]) -> d
         If it is no MATLAB file, or damaged.
     """
     names = [name for name, shape in matlab_shapes(path).items() if wanted(name, shape)]
-    if h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
-            return {name: file[name][()].T for name in names}
-    try:
+    for name, shape in matlab_shapes(path).items():
+        if name in names and 8 * math.prod(shape) > MOST_BYTES:
+            raise DatasetError(f"{path}: {name} is too large: {' x '.join(map(str, shape))} numbers")
+    if is_hdf5(path):
+        with matlab_hdf5(path) as source:
+            for name in names:
+                source.require_stored(name)
+            return {name: source.file[name][()].T for name in names}
+    with _readable(path):
         found = scipy.io.loadmat(path, variable_names=names)
-    except Exception as error:
-        raise DatasetError(f"{path} is not a readable MATLAB file: {error}") from error
     return {name: np.asarray(found[name]) for name in names}
+
+
+@contextmanager
+def matlab_hdf5(path: Path) -> Iterator[OpenFile]:
+    """A MATLAB file of version 7.3, open.
+
+    Raises
+    ------
+    DatasetError
+        If it is damaged.
+    FileAccessError, RefusedFileError
+        As ``tvnet_cli.hdf5.opened``.
+    """
+    try:
+        with opened(path) as source:
+            yield source
+    except CONTENT_ERRORS as error:
+        raise DatasetError(f"{path} is not a readable MATLAB file: {first_line(error)}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise FileAccessError(f"cannot read {path}: memory does not suffice") from error
+    except Exception as error:  # a damaged file can make the reader fail in any way
+        raise DatasetError(f"{path} is not a readable MATLAB file: {first_line(error)}") from error

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.aslan.matlab import matlab_shapes, read_matlab
 from tvnet_cli.errors import DatasetError
+from tvnet_cli.hdf5 import is_hdf5
 
 NUM_SPLITS = 10  # of View 2, and of a table without splits
 PAIRS_OF_A_LABEL = 300  # in a split of View 2
@@ -224,7 +224,7 @@ def _read_table(path: Path) -> list[_Pair]:
     try:
         with path.open("rb") as file:
             start = file.read(128)
-        if h5py.is_hdf5(path) or b"\0" in start:
+        if is_hdf5(path) or b"\0" in start:
             rows = list(_from_matrix(path))
         else:
             rows = list(_from_text(path, path.read_text("utf-8-sig")))

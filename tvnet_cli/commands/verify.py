@@ -23,8 +23,10 @@ from tvnet_cli.errors import TVNetError, printable
 def verify(files: tuple[Path, ...], repair: bool, as_json: bool, quiet: bool, verbose: int) -> None:
     """Check that feature files are what was written.
 
-    Every row is held against its checksum, and its values and lengths are looked at; so are finished videos that wait
-    in FEATURES.h5.parts. Exit code 1 if something is damaged.
+    Every row is held against its checksum, and so are the recipe, the list of software and the failures; values, types
+    and lengths are looked at, and finished videos that wait in FEATURES.h5.parts too. What you added to a file is
+    neither checked nor in the way. A file that cannot be opened now, such as one that another program is writing, is
+    not called damaged and never moved. Exit code 1 if something is damaged or cannot be read.
     """
     from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.features.verify import repair_features, verify_features

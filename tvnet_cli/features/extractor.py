@@ -248,6 +248,7 @@ def _frames_used(clips: VideoClips) -> dict[str, ArrayLike]:
         "num_frames": np.int64(clips.num_frames),
         "padded": np.bool_(clips.padded),
         "bad_packets": np.int64(clips.bad_packets),
+        "notes": "; ".join(clips.notes),
     }
 
 

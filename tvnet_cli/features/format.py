@@ -1,5 +1,8 @@
 """What a feature file is: plain HDF5, one row a video, sorted by id, each row with a checksum.
 
+The root has checksums of its own: of the recipe, the list of software, the list of datasets and the failures. What
+users add to a file, attributes and datasets, is under no checksum and is carried along when the file is written anew.
+
 All writing goes through Python's own files, so that a full disk is an error like any other (inside HDF5 it ends the
 process), and into a new file that takes the place of the old one when it is whole and on the disk.
 """
@@ -21,41 +24,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tvnet_cli.errors import DamagedError, FeatureFileError
+from tvnet_cli.features.datasets import DATASETS, FILL, TEXT, Generation, fault, in_rows, missing
+from tvnet_cli.features.users import UserRows, carry, find_user_rows, read_user_rows
+from tvnet_cli.hdf5 import CONTENT_ERRORS, OpenFile, first_line, is_hdf5, opened
 from tvnet_cli.recipe import Recipe
 from tvnet_cli.writing import DISK_IS_FULL, CalmFile, disk_full, no_room
 
-FORMAT, FORMAT_VERSION = "tvnet-features", 1
+FORMAT, FORMAT_VERSION = "tvnet-features", 2
+READABLE_VERSIONS = (1, 2)
 HDF5_VERSION = "v108"  # of the file's own tables: everything since 2008 reads it, and they carry checksums
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PORTION_BYTES = 2**25  # of rows that are copied or checked at once
-
-# dataset: (description, unit)
-DATASETS = {
-    "video_id": ("path relative to the folder given, or the name of a lone file", "text"),
-    "checksum": ("CRC-32 of video_id, then of name and row of each other dataset in the order of their names", "1"),
-    "flow/global_pool": ("flow network, mean over clips, then L2 norm 1", "1"),
-    "flow/inception_5b_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "flow/inception_5a_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "flow/inception_4e_output": ("flow network, mean over clips, then L2 norm 1 over the flattened layer", "1"),
-    "rgb/global_pool": ("RGB network on each clip's middle frame, mean over clips, then L2 norm 1", "1"),
-    "frame_index": ("numbers of the frames used, among the decodable ones, by clip", "frames"),
-    "pts_seconds": ("times of the frames used, from the container; NaN where it has none", "seconds"),
-    "num_frames": ("decodable frames of the video", "frames"),
-    "padded": ("True if the video has fewer frames than a clip, whose last frame was then repeated", "1"),
-    "bad_packets": ("packets of the video that cannot be decoded and were passed over", "packets"),
-    "source_bytes": ("size of the video's file; -1 if unknown", "bytes"),
-    "source_mtime_ns": ("modification time of the video's file, since 1970; -1 if unknown", "nanoseconds"),
-    "source_hash": (
-        "SHA-256 of the first, the middle and the last 64 KiB of the video's file, of all of a file up to 192 KiB; of "
-        "a remote video: 'etag', then bytes 5 to 32 of the SHA-256 of its ETag; zeros if unknown",
-        "1",
-    ),
-    "failures/video_id": ("videos that were tried and have no row", "text"),
-    "failures/reason": ("why", "text"),
-    "failures/code": ("why, as one of a short list of words", "text"),
-}
-UNKNOWN = {"i": -1, "u": 0, "f": np.nan, "b": False}  # by kind of type: where an older program did not write a dataset
-TEXT = h5py.string_dtype("utf-8")
+FAILURES = ("failures/video_id", "failures/reason", "failures/code")
+SOFTWARE_PROBLEM = "the list of software differs from its checksum"
 
 Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and type of a row, by name of dataset
 RowProgress = Callable[[int, int], None]  # rows done, of so many
@@ -77,12 +57,19 @@ class Contents:
     ----------
     path : Path
     recipe : dict
+        Its ``software`` is the first record of the list.
     rows : dict of video id to the number of its row
     fields : dict of dataset name to (shape, type) of a row
-        Without ``video_id`` and ``checksum``.
+        That the program wrote; without ``video_id`` and ``checksum``.
     failures : dict of video id to Failure
     has_checksums : bool
         Files of older programs have none.
+    software : tuple of dict
+        The records of software that made the rows; ``written_by`` counts them.
+    users : dict of dataset name to UserRows
+        Datasets that users added, with a row for each video.
+    problems : tuple of str
+        Of the file as a whole, which leave its rows good.
     """
 
     path: Path
@@ -91,6 +78,9 @@ class Contents:
     fields: Fields = field(repr=False)
     failures: dict[str, Failure] = field(repr=False)
     has_checksums: bool
+    software: tuple[Recipe, ...] = field(repr=False)
+    users: dict[str, UserRows] = field(repr=False)
+    problems: tuple[str, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -111,33 +101,123 @@ def read_contents(path: Path) -> Contents:
     Raises
     ------
     DamagedError
-        If it is a feature file, or another HDF5 file, that cannot be read.
+        If it is a feature file, or another HDF5 file, that cannot be read, or differs from what was written.
     FeatureFileError
         If it is no feature file of this format version.
+    FileAccessError, RefusedFileError
+        As ``tvnet_cli.hdf5.opened``.
     """
-    with _reading(path) as file:
-        ids = list(file["video_id"].asstr()[:])
-        names: list[str] = []
-        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        failures = {}
-        if "failures" in file:
-            names_and_why = (file[f"failures/{name}"].asstr()[:] for name in ("video_id", "reason", "code"))
-            failures = {video_id: Failure(*why) for video_id, *why in zip(*names_and_why, strict=True)}
-        fields: Fields = {}
-        for name in sorted(names):
-            if name not in ("video_id", "checksum") and not name.startswith("failures/"):
-                fields[name] = (tuple(file[name].shape[1:]), file[name].dtype)
-        wrong = [name for name in fields if file[name].shape[0] != len(ids)]
-        if wrong or len(set(ids)) != len(ids):
-            raise DamagedError(path, f"{named(wrong)} differ in length" if wrong else "a video has two rows")
+    contents = look_into(path)
+    for problem in contents.problems:
+        if problem != SOFTWARE_PROBLEM:  # nothing that is used depends on that one
+            raise DamagedError(path, problem)
+    return contents
+
+
+def look_into(path: Path) -> Contents:
+    """As ``read_contents``, but problems of the file that leave its rows good are told and not raised.
+
+    Failures that differ from their checksum are left out.
+    """
+    with _reading(path) as source:
+        attributes = source.file.attrs
+        generation = _generation(source)
+        recipe = json.loads(attributes["recipe"])
+        records: list[Recipe] = []
+        problems = []
+        if generation == "2":
+            # The recipe of a file has the software that it was begun with, which is the first record of the list.
+            records = [recipe.get("software", {}), *json.loads(attributes["software"])[1:]]
+            sums = json.loads(attributes["checksums"])
+            if root_sum(without_software(recipe)) != sums["recipe"]:
+                raise DamagedError(path, "the recipe differs from its checksum")
+            if root_sum(json.loads(attributes["datasets"])) != sums["datasets"]:
+                raise DamagedError(path, "the list of datasets differs from its checksum")
+            problems += [SOFTWARE_PROBLEM] if root_sum(records) != sums["software"] else []
+        else:
+            records = [recipe.get("software", {})]
+        ids = source.text("video_id").tolist()
+        if len(set(ids)) != len(ids):
+            raise DamagedError(path, "a video has two rows")
+        fields = _fields(source, generation, recipe, len(ids))
+        failures = _failures(source)
+        if generation == "2" and root_sum(_failure_lines(failures)) != sums["failures"]:
+            problems.append("the list of failures differs from its checksum")
+            failures = {}
         return Contents(
             path,
-            json.loads(file.attrs["recipe"]),
+            {**recipe, "software": records[0]} if records[0] else recipe,
             {video_id: number for number, video_id in enumerate(ids)},
             fields,
             failures,
-            "checksum" in file,
+            "checksum" in source.datasets,
+            tuple(records),
+            find_user_rows(source, len(ids)),
+            tuple(problems),
         )
+
+
+def _generation(source: OpenFile) -> Generation:
+    if source.file.attrs["format_version"] == FORMAT_VERSION:
+        return "2"
+    if {"checksums", "datasets"} & set(source.file.attrs):
+        raise DamagedError(source.path, "its format_version is 1, but it was written as 2")
+    return "1b" if "failures" in source.groups else "1a"
+
+
+def _fields(source: OpenFile, generation: Generation, recipe: Recipe, num_rows: int) -> Fields:
+    """Shapes and types of the rows that the program wrote, held against the table of all datasets."""
+    there = [name for name in DATASETS if name in source.datasets]
+    if generation == "2":
+        listed = json.loads(source.file.attrs["datasets"])
+        if unknown := [name for name in listed if name not in DATASETS]:
+            raise FeatureFileError(f"{source.path} was written by a newer program: {named(unknown)} is not known here")
+        if foreign := [name for name in there if in_rows(name) and name not in listed]:
+            raise DamagedError(source.path, f"{named(foreign)} is not in its list of datasets")
+        lost = [name for name in listed if name not in there]
+        wrong = [name for name in there if name in listed and _as_listed(source.file[name]) != listed[name]]
+        if lost or wrong:
+            raise DamagedError(source.path, f"{named(lost or wrong)} {'is missing' if lost else 'is not what it was'}")
+    if lost := missing(dict.fromkeys(there), generation, recipe, num_rows):
+        raise DamagedError(source.path, f"{named(lost)} is missing")
+    for name in there:
+        length = source.file["failures/video_id"].shape[0] if name in FAILURES else num_rows
+        if problem := fault(source, name, recipe, length):
+            raise DamagedError(source.path, problem)
+    fields = {name: (tuple(source.file[name].shape[1:]), source.file[name].dtype) for name in there if in_rows(name)}
+    for name, (_, dtype) in fields.items():
+        if dtype == TEXT:
+            source.text(name)  # that it is no larger than the file
+    return dict(sorted(fields.items()))
+
+
+def _failures(source: OpenFile) -> dict[str, Failure]:
+    if "failures" not in source.groups:
+        return {}
+    return {video_id: Failure(*why) for video_id, *why in zip(*map(source.text, FAILURES), strict=True)}
+
+
+def _failure_lines(failures: Mapping[str, Failure]) -> list[list[str]]:
+    return [[video_id, failures[video_id].reason, failures[video_id].code] for video_id in sorted(failures)]
+
+
+def _as_listed(dataset: h5py.Dataset) -> list[Any]:
+    """Type and shape of a row as the list of datasets has them."""
+    return _listed(tuple(dataset.shape[1:]), dataset.dtype)
+
+
+def _listed(shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Any]:
+    return ["text" if dtype.kind == "O" else dtype.str, list(shape)]
+
+
+def root_sum(value: Any) -> int:
+    """CRC-32 of a value as JSON with sorted keys and without spaces."""
+    return zlib.crc32(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def without_software(recipe: Recipe) -> Recipe:
+    """The part of a recipe that has to agree."""
+    return {key: value for key, value in recipe.items() if key != "software"}
 
 
 def require_replaceable(path: Path) -> None:
@@ -167,10 +247,9 @@ def read_rows(contents: Contents, videos: Sequence[str]) -> tuple[dict[str, NDAr
         If they cannot be read.
     """
     numbers = np.array([contents.rows[video_id] for video_id in videos], np.int64)
-    low, high = int(numbers[0]), int(numbers[-1]) + 1
-    with _reading(contents.path) as file:
-        values = {name: file[name][low:high][numbers - low] for name in contents.fields}
-        stored = file["checksum"][low:high][numbers - low] if contents.has_checksums else None
+    with _reading(contents.path) as source:
+        values = {name: _read_values(source, name, numbers) for name in contents.fields}
+        stored = source.file["checksum"][_span(numbers)][numbers - numbers[0]] if contents.has_checksums else None
     fits = np.ones(len(videos), np.bool_) if stored is None else checksums(videos, values) == stored
     return values, [video_id for video_id, right in zip(videos, fits.tolist(), strict=True) if not right]
 
@@ -183,8 +262,34 @@ def read_columns(contents: Contents, names: Sequence[str]) -> dict[str, NDArray[
     DamagedError
         If they cannot be read.
     """
-    with _reading(contents.path) as file:
-        return {name: file[name][:] for name in names if name in contents.fields}
+    with _reading(contents.path) as source:
+        return {name: source.file[name][:] for name in names if name in contents.fields}
+
+
+def _read_values(source: OpenFile, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a dataset, those that lie side by side at once."""
+    dataset = source.file[name]
+    if dataset.dtype.kind == "O":
+        values = np.empty(len(numbers), object)
+        for begin, end in _runs(numbers):
+            values[begin:end] = source.text(name, _span(numbers[begin:end]))
+        return values
+    values = np.empty((len(numbers), *dataset.shape[1:]), dataset.dtype)
+    for begin, end in _runs(numbers):
+        values[begin:end] = dataset[_span(numbers[begin:end])]
+    return values
+
+
+def _span(numbers: NDArray[np.int64]) -> slice:
+    return slice(int(numbers[0]), int(numbers[-1]) + 1)
+
+
+def _runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Where numbers that follow each other begin and end."""
+    begin = 0
+    for end in [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]:
+        yield begin, end
+        begin = end
 
 
 def checksums(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
@@ -203,8 +308,11 @@ def checksums(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> NDAr
     """
     sums = [zlib.crc32(video_id.encode()) for video_id in videos]
     for name in sorted(values):
-        block = np.ascontiguousarray(values[name], values[name].dtype.newbyteorder("<"))
-        rows = [row.data for row in block.reshape(len(sums), -1).view(np.uint8)]
+        if values[name].dtype.kind == "O":
+            rows: list[Any] = [text.encode() for text in values[name]]
+        else:
+            block = np.ascontiguousarray(values[name], values[name].dtype.newbyteorder("<"))
+            rows = [row.data for row in block.reshape(len(sums), -1).view(np.uint8)]
         sums = [zlib.crc32(row, zlib.crc32(name.encode(), value)) for row, value in zip(rows, sums, strict=True)]
     return np.array(sums, np.uint32)
 
@@ -216,10 +324,11 @@ def write_row(path: Path, recipe: Recipe, video_id: str, values: Mapping[str, Ar
     ------
     DiskFullError
     """
-    row = {name: np.asarray(value)[None] for name, value in values.items()}
-    fields = {name: (array.shape[1:], array.dtype) for name, array in row.items()}
+    given = {"notes": "", "written_by": 0, **values}
+    row = {name: np.asarray(value, DATASETS[name].dtype)[None] for name, value in given.items()}
+    fields = {name: (array.shape[1:], DATASETS[name].dtype) for name, array in row.items()}
     with _replacing(path) as new:
-        _create(new.file, recipe, [video_id], fields, {})
+        _create(new.file, recipe, [recipe.get("software", {})], [video_id], fields, {})
         for name, array in row.items():
             new.file[name][:] = array
         new.file["checksum"][:] = checksums([video_id], row)
@@ -233,7 +342,7 @@ def write_failures(path: Path, recipe: Recipe, failures: Mapping[str, Failure]) 
     DiskFullError
     """
     with _replacing(path) as new:
-        _create(new.file, recipe, [], {}, failures)
+        _create(new.file, recipe, [recipe.get("software", {})], [], {}, failures)
 
 
 def join(
@@ -246,12 +355,14 @@ def join(
     """Write one feature file of the rows and failures of others, sorted by id.
 
     Each file is read once, from its first row to its last, some at a time, and each row is held against its checksum.
+    What users added to the sources is carried along: see ``tvnet_cli.features.users``.
 
     Parameters
     ----------
     output : Path
         May be one of the sources: it is replaced in one step, at the end.
     recipe : dict
+        The software in it counts if no source has a row.
     sources : sequence of Contents
         Where two hold the same, that of the later counts. A row counts before a failure.
     progress : callable, optional
@@ -271,29 +382,70 @@ def join(
     failures = {video_id: failure for source in sources for video_id, failure in source.failures.items()}
     ids = sorted(home)
     place = {video_id: number for number, video_id in enumerate(ids)}
-    fields = _common_fields(sources)
+    fields, users = _common_fields(sources), _common_users(sources)
+    software, records = _software(recipe, sources, set(home.values()))
     _require_room(output, sum(len(source.rows) * source.row_bytes for source in sources))
     with _replacing(output, new) as target:
         failed = {video_id: failure for video_id, failure in failures.items() if video_id not in home}
-        _create(target.file, recipe, ids, fields, failed)
+        _create(target.file, recipe, software, ids, fields, failed)
+        for name, rows in users.items():
+            rows.create(target.file, name, len(ids))
+        for source in sources:
+            with _reading(source.path) as old:
+                carry(old, target.file, users)
         sums = np.zeros(len(ids), np.uint32)
         done = 0
         for number, source in enumerate(sources):
             for videos in source.portions([video_id for video_id in source.rows if home[video_id] == number]):
-                values, wrong = read_rows(source, videos)
-                if wrong:
-                    raise DamagedError(source.path, f"{named(wrong)} differ from their checksums", tuple(wrong))
                 places = np.array([place[video_id] for video_id in videos], np.int64)
-                for name, (shape, dtype) in fields.items():
-                    if name not in values:
-                        values[name] = np.full((len(videos), *shape), UNKNOWN[dtype.kind], dtype)
-                    _write_runs(target.file[name], places, values[name])
-                    target.raw.check()
-                sums[places] = checksums(videos, values)
+                sums[places] = _copy_rows(target, source, videos, places, fields, records[number])
                 done += len(videos)
                 if progress:
                     progress(done, len(ids))
         target.file["checksum"][:] = sums
+
+
+def _copy_rows(
+    target: _NewFile,
+    source: Contents,
+    videos: Sequence[str],
+    places: NDArray[np.int64],
+    fields: Fields,
+    records: NDArray[np.int64],
+) -> NDArray[np.uint32]:
+    """Copy some rows of a file; their new checksums. ``records`` has the new number of each record of software."""
+    values, wrong = read_rows(source, videos)
+    if wrong:
+        raise DamagedError(source.path, f"{named(wrong)} differ from their checksums", tuple(wrong))
+    made_by = values.get("written_by", np.zeros(len(videos), np.int64))
+    values["written_by"] = records[np.clip(made_by, 0, len(records) - 1)]
+    for name, (shape, dtype) in fields.items():
+        if name not in values:
+            values[name] = np.full((len(videos), *shape), FILL[dtype.kind], dtype)
+        _write_runs(target.file[name], places, values[name])
+        target.raw.check()
+    if source.users:
+        numbers = np.array([source.rows[video_id] for video_id in videos], np.int64)
+        with _reading(source.path) as old:
+            for name in source.users:
+                _write_runs(target.file[name], places, read_user_rows(old, name, numbers))
+                target.raw.check()
+    return checksums(videos, {name: values[name] for name in fields})
+
+
+def _software(
+    recipe: Recipe, sources: Sequence[Contents], with_rows: set[int]
+) -> tuple[list[Recipe], list[NDArray[np.int64]]]:
+    """The records of software of all sources that have rows, each once, and where those of each source are in them."""
+    found: list[Recipe] = []
+    for number, source in enumerate(sources):
+        if number in with_rows:
+            found += [record for record in source.software if record not in found]
+    found = found or [recipe.get("software", {})]
+    return found, [
+        np.array([found.index(record) if record in found else 0 for record in source.software], np.int64)
+        for source in sources
+    ]
 
 
 def sync_folder(folder: Path) -> None:
@@ -313,43 +465,52 @@ def named(names: Sequence[str], most: int = 3) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
+def _reading(path: Path) -> Iterator[OpenFile]:
     """A feature file, open; what goes wrong in reading it has a clear name."""
     if path.exists() and not path.is_file():  # to open a pipe is to wait
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise FeatureFileError(f"{path} is not a feature file but {kind}: choose another file")
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            if file.attrs.get("format") != FORMAT:
+        with opened(path) as source:
+            attributes = source.file.attrs
+            if attributes.get("format") != FORMAT:
                 raise FeatureFileError(
                     f"{path} is an HDF5 file, but not of tvnet features: choose another file, or move it away"
                 )
-            if file.attrs["format_version"] != FORMAT_VERSION:
+            if attributes["format_version"] not in READABLE_VERSIONS:
                 raise FeatureFileError(
-                    f"{path} has format version {file.attrs['format_version']}, this program knows {FORMAT_VERSION}"
+                    f"{path} has format version {attributes['format_version']}, this program knows "
+                    f"{' and '.join(map(str, READABLE_VERSIONS))}"
                 )
-            yield file
-    except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if _begins_as_hdf5(path):
-            raise DamagedError(path, reason) from error
+            yield source
+    except CONTENT_ERRORS as error:
+        if not isinstance(error, FileNotFoundError) and is_hdf5(path):
+            raise DamagedError(path, first_line(error)) from error
         raise FeatureFileError(
-            f"{path} is not a readable feature file ({reason}): choose another file, or move it away"
+            f"{path} is not a readable feature file ({first_line(error)}): choose another file, or move it away"
         ) from error
 
 
-def _begins_as_hdf5(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-    return False
-
-
 def _create(
-    file: h5py.File, recipe: Recipe, ids: Sequence[str], fields: Fields, failures: Mapping[str, Failure]
+    file: h5py.File,
+    recipe: Recipe,
+    software: Sequence[Recipe],
+    ids: Sequence[str],
+    fields: Fields,
+    failures: Mapping[str, Failure],
 ) -> None:
     """All of a feature file but its rows and their checksums."""
+    listed = {name: _listed(*fields[name]) for name in fields}
+    sums = {
+        "recipe": root_sum(without_software(recipe)),
+        "software": root_sum(list(software)),
+        "datasets": root_sum(listed),
+        "failures": root_sum(_failure_lines(failures)),
+    }
     file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
-    file.attrs["recipe"] = json.dumps(recipe)
+    file.attrs["recipe"] = json.dumps({**recipe, "software": software[0]} if software[0] else recipe)
+    for name, value in {"software": list(software), "datasets": listed, "checksums": sums}.items():
+        file.attrs[name] = json.dumps(value)
     failed = sorted(failures)
     texts = {
         "video_id": ids,
@@ -362,7 +523,8 @@ def _create(
     for name, (shape, dtype) in {**fields, "checksum": ((), np.dtype(np.uint32))}.items():
         file.create_dataset(name, (len(ids), *shape), dtype)
     for name in (*texts, *fields, "checksum"):
-        file[name].attrs["description"], file[name].attrs["unit"] = DATASETS[name]
+        about = DATASETS[name]
+        file[name].attrs["description"], file[name].attrs["unit"] = about.description, about.unit
 
 
 def _common_fields(sources: Sequence[Contents]) -> Fields:
@@ -373,15 +535,26 @@ def _common_fields(sources: Sequence[Contents]) -> Fields:
             first, theirs = found.setdefault(name, (source.path, mine))
             if theirs != mine:
                 raise FeatureFileError(f"{name} has rows of {theirs} in {first} and of {mine} in {source.path}")
+    if found:  # what files of version 1 lack
+        found |= {name: found.get(name, (Path(), ((), DATASETS[name].dtype))) for name in ("notes", "written_by")}
     return {name: found[name][1] for name in DATASETS if name in found}
+
+
+def _common_users(sources: Sequence[Contents]) -> dict[str, UserRows]:
+    """The same for datasets that users added."""
+    found: dict[str, tuple[Path, UserRows]] = {}
+    for source in sources:
+        for name, mine in source.users.items():
+            first, theirs = found.setdefault(name, (source.path, mine))
+            if theirs != mine:
+                raise FeatureFileError(f"{name} has rows of {theirs} in {first} and of {mine} in {source.path}")
+    return {name: rows for name, (_, rows) in found.items()}
 
 
 def _write_runs(dataset: h5py.Dataset, places: NDArray[np.int64], block: NDArray[Any]) -> None:
     """Write rows to their places, those that lie side by side at once."""
-    begin = 0
-    for end in [*(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]:
-        dataset[int(places[begin]) : int(places[end - 1]) + 1] = block[begin:end]
-        begin = end
+    for begin, end in _runs(places):
+        dataset[_span(places[begin:end])] = block[begin:end]
 
 
 @dataclass(frozen=True)

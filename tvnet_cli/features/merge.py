@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.features.datasets import DATASETS
 from tvnet_cli.features.format import (
     Contents,
     RowProgress,
@@ -82,7 +83,7 @@ def merge_features(
         if difference:
             raise FeatureFileError(f"{first.path} and {source.path} were made in different ways: {difference}")
         if source.recipe.get("software") != first.recipe.get("software"):
-            note(f"{source.path} was made by other software than {first.path}, whose recipe is kept")
+            note(f"{source.path} was made by other software than {first.path}: written_by tells which rows are whose")
     _require_equal_twins(sources)
     missing = missing_shards(paths)
     if missing:
@@ -120,7 +121,9 @@ def _require_equal_twins(sources: Sequence[Contents]) -> None:
         for videos in source.portions([video_id for video_id in source.rows if video_id in home]):
             for video_id in videos:
                 mine, theirs = (read_rows(one, [video_id])[0] for one in (source, home[video_id]))
-                different = [name for name in mine if name in theirs and _differ(name, mine[name], theirs[name])]
+                both = [name for name in mine if name in theirs]
+                compared = [name for name in both if DATASETS[name].computed or name in SOURCE_DATASETS]
+                different = [name for name in compared if _differ(name, mine[name], theirs[name])]
                 if different:
                     raise FeatureFileError(
                         f"{home[video_id].path} and {source.path} hold different rows of {video_id}: {named(different)}"

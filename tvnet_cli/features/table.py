@@ -5,19 +5,22 @@ Nothing is ever read as a whole: tables give blocks of rows or blocks of columns
 
 from __future__ import annotations
 
+import lzma
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from tvnet_cli.errors import FeatureFileError
-from tvnet_cli.features.format import FORMAT, FORMAT_VERSION
+from tvnet_cli.errors import DamagedError, FeatureFileError, FileAccessError
+from tvnet_cli.features.datasets import STREAM_GROUPS
+from tvnet_cli.features.format import Contents, named, read_contents, read_rows
+from tvnet_cli.hdf5 import CONTENT_ERRORS, first_line, opened
 
 # The order of the paper's supplement; other types follow in the order of their files.
 KNOWN_ORDER = (
@@ -27,11 +30,35 @@ KNOWN_ORDER = (
     "flow/inception_4e_output",
     "rgb/global_pool",
 )
-STREAM_GROUPS = ("flow", "rgb")
 # Read at once. Columns of a table lie apart in the file, so that pieces should be long: here some 30 kB a video.
 BLOCK_BYTES = 128 * 2**20
 VALUE_BYTES = 4  # mostly: float32
+# All that h5py, numpy and the archives raise for files that are damaged.
+UNREADABLE = (*CONTENT_ERRORS, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 T = TypeVar("T")
+
+
+class RowChecks:
+    """Hold rows of a feature file against their checksums, each once, before they are used."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._left = set(contents.rows) if contents.has_checksums else set()
+
+    def require(self, videos: Sequence[str]) -> None:
+        """Check the rows of these videos.
+
+        Raises
+        ------
+        DamagedError
+            If one differs from its checksum.
+        """
+        for some in self._contents.portions([video_id for video_id in videos if video_id in self._left]):
+            _, wrong = read_rows(self._contents, some)
+            if wrong:
+                path = self._contents.path
+                raise DamagedError(path, f"the row of {named(wrong)} differs from its checksum", tuple(wrong))
+            self._left.difference_update(some)
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,8 @@ class Source:
         Of the rows.
     shape : tuple of int, (N, ...)
         Rows of more than one axis are flattened.
+    checks : RowChecks, optional
+        Of a file with checksums.
     """
 
     file: str
@@ -57,15 +86,27 @@ class Source:
     dataset: str
     ids: tuple[str, ...] = field(repr=False)
     shape: tuple[int, ...]
+    checks: RowChecks | None = field(default=None, repr=False, compare=False)
+
+    def require_whole(self, rows: NDArray[np.int64]) -> None:
+        """Check that rows are what was written, where that can be known.
+
+        Raises
+        ------
+        DamagedError
+        """
+        if self.checks:
+            self.checks.require([self.ids[row] for row in rows.tolist()])
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         """A block of rows, and of positions on the first axis of a row; (n, values)."""
         if self.dataset:
-            with readable(self.path), h5py.File(self.path, "r") as file:
-                block = file[self.dataset][rows, columns]
+            with readable(self.path), opened(self.path) as source:
+                block = source.file[self.dataset][rows, columns]
         else:
             # Mapped anew for each block, so that pages that were read do not stay in the process.
-            block = np.array(np.load(self.path, mmap_mode="r")[rows, columns])
+            with readable(self.path):
+                block = np.array(np.load(self.path, mmap_mode="r")[rows, columns])
         return block.reshape(len(block), -1)  # type: ignore[no-any-return]
 
 
@@ -94,6 +135,7 @@ class VideoTable:
     def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """All features, some videos at a time: their places in the table, and (n, D) float."""
         for source, rows, places in self.parts:
+            source.require_whole(rows)
             step = rows_at_once(self.num_values)
             for start in range(int(rows[0]), int(rows[-1]) + 1, step):
                 inside = (rows >= start) & (rows < start + step)
@@ -102,6 +144,8 @@ class VideoTable:
 
     def columns(self) -> Iterator[NDArray[np.floating]]:
         """All features, some coordinates of all videos at a time: (V, W), float32 if all sources are, else float64."""
+        for source, rows, _ in self.parts:
+            source.require_whole(rows)
         shape = self.parts[0][0].shape
         inner = int(np.prod(shape[2:]))
         most_rows = max(int(rows[-1] - rows[0]) + 1 for _, rows, _ in self.parts)
@@ -151,14 +195,25 @@ def read_layers(path: Path) -> dict[str, Source]:
     """
     if path.is_dir():
         raise FeatureFileError(f"{path} is a folder: a file of tvnet features is needed")
-    with readable(path), h5py.File(path, "r") as file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
-            raise FeatureFileError(f"{path} is an HDF5 file, but not of tvnet features, format {FORMAT_VERSION}")
-        ids = tuple(file["video_id"].asstr()[:])
-        if not ids:
-            raise FeatureFileError(f"{path} holds no videos")
-        names = [f"{group}/{layer}" for group in STREAM_GROUPS for layer in file.get(group, {})]
-        return {name: checked_source(name, path, path, name, ids, file[name].shape) for name in names}
+    try:
+        contents = read_contents(path)
+    except DamagedError as error:
+        raise FeatureFileError(
+            f"{path} is not a readable feature file: {error.reason}; tvnet verify {path} tells what is good in it"
+        ) from error
+    if not contents.rows:
+        raise FeatureFileError(f"{path} holds no videos")
+    ids, checks = tuple(contents.rows), RowChecks(contents)
+    layers = {name: (shape, dtype) for name, (shape, dtype) in contents.fields.items()}
+    layers |= {name: (rows.shape, rows.dtype) for name, rows in contents.users.items() if rows.dtype.kind == "f"}
+    shapes = {
+        name: (len(ids), *shape) for name, (shape, _) in layers.items() if shape and name.split("/")[0] in STREAM_GROUPS
+    }
+    with readable(path), opened(path) as source:
+        for name in shapes:
+            source.require_stored(name)
+    found = {name: checked_source(name, path, path, name, ids, shapes[name]) for name in sorted(shapes)}
+    return {name: replace(source, checks=checks) for name, source in found.items()}
 
 
 def checked_source(
@@ -195,9 +250,11 @@ def readable(path: Path) -> Iterator[None]:
     """What goes wrong while a feature file is read, as one line that names it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FeatureFileError(f"{path} is not a readable feature file: {reason.splitlines()[0]}") from error
+    except MemoryError as error:
+        raise FileAccessError(f"cannot read {path}: memory does not suffice") from error
+    except UNREADABLE as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise FeatureFileError(f"{path} is not a readable feature file: {reason}") from error
 
 
 def rows_at_once(num_values: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import DamagedError, FeatureFileError
-from tvnet_cli.features.format import Contents, RowProgress, join, named, read_contents, read_rows, sync_folder
+from tvnet_cli.features.format import Contents, RowProgress, join, look_into, named, read_rows, sync_folder
 from tvnet_cli.features.lock import PARTS, behind_links, locked, parts_folder
 
 UNIT_NORM = 1e-3  # how far the L2 norm of features may be from 1
@@ -90,7 +93,8 @@ def verify_features(path: Path, progress: RowProgress = lambda done, total: None
 def repair_features(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
     """Put a damaged feature file aside, as ``<path>.damaged``, and its good rows in its place.
 
-    A run over the same videos makes the others again. A file that is good stays as it is.
+    A run over the same videos makes the others again. A file that is good stays as it is, and one whose content could
+    not be read for a reason of the system does too.
 
     Returns
     -------
@@ -101,13 +105,15 @@ def repair_features(path: Path, progress: RowProgress = lambda done, total: None
     ------
     FeatureFileError
         If there is no such file.
+    FileAccessError, RefusedFileError
+        If a file cannot be looked at now, or leads to other files; it stays where it is.
     DiskFullError
     """
     output, parts = _file_and_parts(path)
     with locked(output):
         whole, waiting = _look_at(path, progress)
         bad = [found for found in (whole, *waiting) if not found.good]
-        aside = tuple(_put_aside(found, parts / "repaired.h5", progress) for found in bad)
+        aside = tuple(_put_aside(found, parts, progress) for found in bad)
         return replace(_as_one(whole, waiting), set_aside=aside)
 
 
@@ -128,21 +134,47 @@ def _as_one(whole: Findings, waiting: Sequence[Findings]) -> Findings:
     )
 
 
-def _put_aside(found: Findings, repaired: Path, progress: RowProgress) -> Path:
+def _put_aside(found: Findings, parts: Path, progress: RowProgress) -> Path:
     """Put a damaged file aside, and its good rows, if it can be read, in its place."""
     path, aside = found.path, _free_name(found.path)
     try:
-        contents = read_contents(path)
-    except FeatureFileError:
+        contents = look_into(path)
+    except FeatureFileError:  # its content was read; other errors go on
         path.replace(aside)
+        sync_folder(path.parent)
         return aside
     good = {video_id: row for video_id, row in contents.rows.items() if video_id not in found.wrong_rows}
-    # Among the parts it counts whatever comes between.
-    join(repaired, contents.recipe, [replace(contents, rows=good)], progress)
-    path.replace(aside)
-    repaired.replace(path)
+    # A name of its own, which is neither that of a part nor that of what an earlier repair left.
+    repaired = parts / f"repaired-{secrets.token_hex(4)}.new"
+    try:
+        join(repaired, contents.recipe, [replace(contents, rows=good)], progress)
+        _require_whole(repaired, len(good))
+        _keep_as(path, aside)
+        repaired.replace(path)
+    finally:
+        repaired.unlink(missing_ok=True)
     sync_folder(path.parent)
     return aside
+
+
+def _require_whole(repaired: Path, num_rows: int) -> None:
+    """Check what was written before it takes the place of anything."""
+    found = _verify_file(repaired)
+    if not found.good or found.num_rows != num_rows:
+        raise FeatureFileError(
+            f"the good rows could not be written to {repaired} without damage: the disk or the memory is at fault; "
+            "nothing was changed"
+        )
+
+
+def _keep_as(path: Path, aside: Path) -> None:
+    """Give a file a second name; where the disk knows no such thing, a copy."""
+    try:
+        os.link(path, aside)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copy2(path, aside)
 
 
 def _file_and_parts(path: Path) -> tuple[Path, Path]:
@@ -158,7 +190,7 @@ def _file_and_parts(path: Path) -> tuple[Path, Path]:
 
 def _verify_file(path: Path, progress: RowProgress = lambda done, total: None) -> Findings:
     try:
-        contents = read_contents(path)
+        contents = look_into(path)
     except DamagedError as error:
         return Findings(path, problems=(f"cannot be read: {error.reason}",))
     wrong: dict[str, str] = {}
@@ -169,7 +201,7 @@ def _verify_file(path: Path, progress: RowProgress = lambda done, total: None) -
         progress(done, len(contents.rows))
     in_order = list(contents.rows) == sorted(contents.rows)
     twice = [video_id for video_id in contents.failures if video_id in contents.rows]
-    problems = [] if in_order else ["rows are not sorted by video_id"]
+    problems = [*contents.problems, *([] if in_order else ["rows are not sorted by video_id"])]
     problems += [f"among the failures although they have rows: {named(twice)}"] if twice else []
     return Findings(path, len(contents.rows), len(contents.failures), contents.has_checksums, wrong, tuple(problems))
 
@@ -190,7 +222,10 @@ def _faults(contents: Contents, videos: Sequence[str]) -> dict[str, str]:
         if len(videos) == 1:
             return {videos[0]: f"cannot be read: {error.reason}"}
         return {key: what for video_id in videos for key, what in _faults(contents, [video_id]).items()}
-    return {**_odd_values(videos, values), **dict.fromkeys(differing, "differs from its checksum")}
+    made_by = values.get("written_by", np.zeros(len(videos), np.int64))
+    unknown = (made_by < 0) | (made_by >= len(contents.software))
+    odd = {videos[row]: "written_by names no record of software" for row in np.flatnonzero(unknown).tolist()}
+    return {**odd, **_odd_values(videos, values), **dict.fromkeys(differing, "differs from its checksum")}
 
 
 def _odd_values(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from tvnet_cli.aslan.features import VideoFinder
 from tvnet_cli.errors import DatasetError, FeatureFileError, VideoReadError
-from tvnet_cli.features.table import Source, VideoTable, choose_layers, read_layers
+from tvnet_cli.features.table import Source, VideoTable, choose_layers, read_layers, readable
 from tvnet_cli.options import DEFAULT_JOBS, MOST_VIDEOS_SHOWN, NEIGHBOURS_SHOWN
 from tvnet_cli.video.files import find_videos
 from tvnet_cli.video.thumbnails import thumbnail
@@ -103,7 +103,8 @@ def feature_page(
     grouping = group_by_table(labels, videos) if labels else group_by_folder(videos)
     if grouping and grouping.kind == "label" and (without := int((grouping.of == NO_GROUP).sum())):
         notes.append(f"{without} of {len(videos)} videos have no label in {labels}")
-    maps = [map_layer(_table(source, rows), grouping, num_neighbours, progress) for source in sources]
+    with readable(path):
+        maps = [map_layer(_table(source, rows), grouping, num_neighbours, progress) for source in sources]
     if all(layer.tsne is None for layer in maps):
         few = len(videos) < LEAST_FOR_TSNE
         reason = f"it takes at least {LEAST_FOR_TSNE} videos" if few else "the videos do not differ"

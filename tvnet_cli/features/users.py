@@ -1,0 +1,95 @@
+"""What users add to a feature file, attributes and datasets, is carried along when the file is written anew.
+
+A dataset whose first axis has as many entries as there are rows holds a row for each video: its rows follow their
+videos, and new videos get -1 (whole numbers), 0 (unsigned ones), NaN, False, or zeros and empty text. All others stay
+as they are. Where two files have the same attribute or dataset, the first one's is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.features.datasets import DATASETS, FILL
+from tvnet_cli.hdf5 import OpenFile
+
+ROOT_ATTRIBUTES = ("format", "format_version", "recipe", "software", "datasets", "checksums")  # of the program
+DATASET_ATTRIBUTES = ("description", "unit")
+
+
+class UserRows(NamedTuple):
+    """Shape and type of a row of a dataset that users added."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def create(self, file: h5py.File, name: str, num_rows: int) -> None:
+        """Create it in a new file, with what stands for no value in each row."""
+        dataset = file[name] if name in file else file.create_dataset(name, (num_rows, *self.shape), self.dtype)
+        if num_rows and self.dtype.kind in FILL and not self.dtype.hasobject:
+            dataset[...] = FILL[self.dtype.kind]
+
+
+def find_user_rows(source: OpenFile, num_rows: int) -> dict[str, UserRows]:
+    """The datasets that users added, with a row for each video."""
+    added = {name: source.file[name] for name in source.datasets if name not in DATASETS}
+    return {
+        name: UserRows(tuple(dataset.shape[1:]), dataset.dtype)
+        for name, dataset in added.items()
+        if dataset.shape and dataset.shape[0] == num_rows
+    }
+
+
+def read_user_rows(source: OpenFile, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a dataset that a user added, (n, ...); text as bytes."""
+    low, high = int(numbers[0]), int(numbers[-1]) + 1
+    _require_plain(source, name)
+    rows = slice(low, high)
+    block = source.text_bytes(name, rows) if source.file[name].dtype.kind == "O" else source.file[name][rows]
+    return block[numbers - low]
+
+
+def carry(source: OpenFile, file: h5py.File, by_rows: Collection[str]) -> None:
+    """Copy what users added to a file, but the rows of the datasets ``by_rows``, into a new file.
+
+    Raises
+    ------
+    FeatureFileError
+        If a dataset holds references, or lists of any length: they cannot be copied.
+    """
+    _copy_attributes(source.file.attrs, file.attrs, ROOT_ATTRIBUTES)
+    for name in source.groups:
+        _copy_attributes(source.file[name].attrs, file.require_group(name).attrs, ())
+    for name in source.datasets:
+        dataset = source.file[name]
+        if name not in DATASETS:
+            _require_plain(source, name)
+            if name not in by_rows and name not in file:
+                if dataset.dtype.kind == "O":
+                    source.text_bytes(name)  # that it is no larger than the file
+                file.copy(dataset, file, name)
+        if name in file:
+            _copy_attributes(dataset.attrs, file[name].attrs, DATASET_ATTRIBUTES if name in DATASETS else ())
+
+
+def _copy_attributes(old: Any, new: Any, but: Collection[str]) -> None:
+    for name in old:
+        if name not in but and name not in new:
+            about = old.get_id(name)
+            if about.dtype.kind == "O" and h5py.check_string_dtype(about.dtype) is None:
+                raise FeatureFileError(f"the attribute {name} holds references or lists, which cannot be copied")
+            new.create(name, old[name], shape=about.shape, dtype=about.dtype)
+
+
+def _require_plain(source: OpenFile, name: str) -> None:
+    dtype = source.file[name].dtype
+    if dtype.hasobject and h5py.check_string_dtype(dtype) is None:
+        raise FeatureFileError(
+            f"{source.path}: {name} holds references or lists, which cannot be copied: move it to another file"
+        )
+    source.require_stored(name)
