@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import click
 
 from tvnet_cli import __version__
@@ -16,9 +19,23 @@ from tvnet_cli.commands.train import train
 from tvnet_cli.commands.verify import verify
 from tvnet_cli.commands.visualize import visualize
 from tvnet_cli.commands.weights import weights
+from tvnet_cli.terminal import printable_streams
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """All commands, whose text leaves through streams that let nothing steer a terminal."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        """Run a command; results, errors of usage and tracebacks are printable."""
+        with printable_streams():
+            return super().main(args, prog_name, **extra)
+
+
+# Else click takes escape sequences out where there is no terminal, and names would differ from what they are.
+SETTINGS = {"help_option_names": ["-h", "--help"], "color": True}
+
+
+@click.group(cls=Program, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="tvnet")
 def main() -> None:
     """Motion features and optical flow from videos, with TVNet."""

@@ -43,10 +43,13 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(**arguments)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit):
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            error.message = printable(error.message)  # a name with a line break would be a line of its own
             raise
         except OutputError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(printable(str(error))) from error
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 sys.exit(FAILED)

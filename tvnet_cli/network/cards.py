@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 from platformdirs import user_cache_dir
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import WeightsError, printable
 from tvnet_cli.network.registry import PUBLISHED
 from tvnet_cli.options import STREAMS, ChannelOrder, StackOrder, Stream, TVNetOptions, as_dict
 
@@ -319,11 +319,16 @@ def _toml_value(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        # TOML escapes as JSON does, and the delete character too.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        # TOML escapes as JSON does, the delete character too; all else that steers a terminal is escaped as well.
+        text = json.dumps(value, ensure_ascii=False)
+        return "".join(char if printable(char) == char else _toml_escape(char) for char in text)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml_value, value))}]"
     raise TypeError(f"a card cannot hold {value!r}")
+
+
+def _toml_escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
 
 
 def _entry(table: dict[str, Any], key: str, kind: type, path: Path) -> Any:
