@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -25,10 +24,10 @@ from tvnet_cli.terminal import printable_streams
 class Program(click.Group):
     """All commands, whose text leaves through streams that let nothing steer a terminal."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, *arguments: Any, **more: Any) -> Any:
         """Run a command; results, errors of usage and tracebacks are printable."""
         with printable_streams():
-            return super().main(args, prog_name, **extra)
+            return super().main(*arguments, **more)
 
 
 # Else click takes escape sequences out where there is no terminal, and names would differ from what they are.

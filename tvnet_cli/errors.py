@@ -94,6 +94,14 @@ def _escaped(char: str) -> str:
     return "\\u007f" if char == "\x7f" else ascii(char)[1:-1]
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, is for want of memory."""
+    known = r"allocate memory|out of memory|not enough memory|bad_alloc|failed to map segment|Unable to allocate"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (OSError, RuntimeError, ImportError)) and bool(re.search(known, str(error), re.IGNORECASE))
+    )
+
+
 class TVNetError(Exception):
     """Base of all errors that are the input's fault and not the program's."""
 

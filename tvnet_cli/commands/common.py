@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from tvnet_cli.errors import OutputError, TVNetError, printable
+from tvnet_cli.errors import OutputError, TVNetError, lacks_memory, printable
 from tvnet_cli.log import EventLog
 from tvnet_cli.writing import saying
 
@@ -43,10 +43,7 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(**arguments)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except click.exceptions.Exit:
-            raise
-        except click.ClickException as error:
-            error.message = printable(error.message)  # a name with a line break would be a line of its own
+        except (click.ClickException, click.exceptions.Exit):
             raise
         except OutputError as error:
             raise click.UsageError(printable(str(error))) from error
@@ -168,4 +165,6 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     first = (str(error).splitlines() or [""])[0]
+    if lacks_memory(error):
+        return f"there is not enough memory{f' ({first})' if first else ''}: free some, or raise the limit (ulimit -v)"
     return f"{type(error).__name__}: {first} (-vv shows where)"

@@ -35,6 +35,9 @@ TVNET_ALONE = "tvnet"  # trained kernels for flow, without a network that makes 
 MAX_WEIGHT_BYTES = 2 << 30  # of a weight file or checkpoint; published ones have up to 0.3 GiB
 MAX_CARD_BYTES = 1 << 20
 
+LARGEST = 1e6  # scale and limit of flow; 1 / LARGEST is the smallest scale
+LEVELS = 255  # of RGB frames
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
 
@@ -48,9 +51,11 @@ class FlowInput:
     order: StackOrder
 
     def __post_init__(self) -> None:
-        if self.order not in get_args(StackOrder) or not self.scale > 0 or not self.clip_pixels > 0:
+        in_range = 1 / LARGEST <= self.scale <= LARGEST and 0 < self.clip_pixels <= LARGEST  # NaN is not
+        if self.order not in get_args(StackOrder) or not in_range:
             raise ValueError(
-                f"flow input needs scale > 0, clip_pixels > 0, order in {get_args(StackOrder)}, not {self}"
+                f"flow input needs scale > 0, clip_pixels > 0, both at most {LARGEST:,.0f}, scale at least "
+                f"{1 / LARGEST:g}, order in {get_args(StackOrder)}, not {self}"
             )
 
 
@@ -64,6 +69,8 @@ class RGBInput:
     def __post_init__(self) -> None:
         if self.order not in get_args(ChannelOrder) or len(self.mean) != 3:
             raise ValueError(f"RGB input needs three means and order in {get_args(ChannelOrder)}, not {self}")
+        if not all(0 <= value <= LEVELS for value in self.mean):  # NaN is not
+            raise ValueError(f"RGB input needs means from 0 to {LEVELS}, not {self}")
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
 
 
@@ -184,13 +191,21 @@ def read_whole(path: Path, most: int) -> bytes:
     Raises
     ------
     OSError
+        Also if there is not enough memory for it.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
-    return path.read_bytes()
+    if stat.S_ISREG(path.stat().st_mode):
+        # Without waiting for the other end, should a pipe have taken the place of the file meanwhile.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            found = os.fstat(file.fileno())
+            if found.st_size > most:
+                raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
+            if stat.S_ISREG(found.st_mode):
+                try:
+                    return file.read(found.st_size)
+                except MemoryError:
+                    what = f"there is not enough memory for its {found.st_size:,} bytes"
+                    raise OSError(errno.ENOMEM, what, str(path)) from None
+    raise OSError(errno.EINVAL, "it is no file", str(path))
 
 
 def read_card(path: Path) -> WeightCard:
@@ -321,6 +336,8 @@ def _toml_value(value: object) -> str:
     if isinstance(value, str):
         # TOML escapes as JSON does, the delete character too; all else that steers a terminal is escaped as well.
         text = json.dumps(value, ensure_ascii=False)
+        if printable(text) == text:
+            return text
         return "".join(char if printable(char) == char else _toml_escape(char) for char in text)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml_value, value))}]"
