@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import WeightsError, lacks_memory
 from tvnet_cli.network.caffe import read_caffemodel
 from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, read_whole
 from tvnet_cli.network.pickles import read_pickle
@@ -56,6 +56,15 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> Checkpoint:
     for openings, what in NO_WEIGHTS.items():
         if content[:512].lstrip().lower().startswith(openings):
             raise WeightsError(f"{path} {what}")
+    try:
+        return _checkpoint(content, path, allow_pickle)
+    except Exception as error:
+        if lacks_memory(error):
+            raise WeightsError(f"there is not enough memory to read {path}") from error
+        raise
+
+
+def _checkpoint(content: bytes, path: Path, allow_pickle: bool) -> Checkpoint:
     sha256 = hashlib.sha256(content).hexdigest()
     if content[:1] == b"\x80" or content[:2] == b"PK" or content[257:262] == b"ustar":
         return Checkpoint("PyTorch", read_pickle(content, path, allow_pickle), sha256)
