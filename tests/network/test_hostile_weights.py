@@ -29,7 +29,7 @@ from tvnet_cli.errors import WeightsError
 from tvnet_cli.network import checkpoints, pickles
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.caffe import read_caffemodel
-from tvnet_cli.network.cards import read_card
+from tvnet_cli.network.cards import read_card, tomllib
 from tvnet_cli.network.checkpoints import read_checkpoint
 from tvnet_cli.network.weights import load_tvnet, load_weights
 from tvnet_cli.options import TVNetOptions
@@ -151,6 +151,30 @@ def test_a_card_of_many_levels_is_refused(tmp_path):
     card.write_text("a = " + "[" * 50_000)
     with pytest.raises(WeightsError, match="cannot read the card"):
         read_card(card)
+
+
+@pytest.mark.parametrize("value", ["a." * 500_000 + "a = 1", '"a" . ' * 100_000 + "a = 1", "x = " + "1" * 500_000])
+def test_a_card_that_takes_its_parser_hours_is_refused_at_once(tmp_path, value):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"")
+    write_card(path, extra=f"[training]\n{value}")
+    begun = time.process_time()
+    with pytest.raises(WeightsError, match=r"cannot read the card .*mine\.toml: (a key in it has more|Exceeds)"):
+        read_card(path.with_suffix(".toml"))
+    assert time.process_time() - begun < 2
+
+
+def test_a_card_with_dates_and_tables_in_lists_is_shown_as_it_is(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"")
+    write_card(
+        path, extra="[training]\nwhen = 2020-01-02T03:04:05Z\ndays = [2020-01-01, 2021-01-01]\nruns = [{seed = 1}]"
+    )
+    card = path.with_suffix(".toml")
+    shown = CliRunner().invoke(main, ["weights", "show", str(path)]).stdout
+    assert tomllib.loads(shown)["training"] == tomllib.loads(card.read_text())["training"]
+    as_json = CliRunner().invoke(main, ["weights", "show", str(path), "--json"]).stdout
+    assert json.loads(as_json)["training"]["days"] == ["2020-01-01", "2021-01-01"]
 
 
 def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):

@@ -62,7 +62,7 @@ def list_weights(as_json: bool, verbose: int) -> None:
     here = {entry["name"] for entry in entries}
     entries += [published.summary() for name, published in PUBLISHED.items() if name not in here]
     if as_json:
-        click.echo(json.dumps(entries))
+        click.echo(json.dumps(entries, default=str))
         return
     names = [printable(entry["name"]) for entry in entries]
     width = max(map(len, names))
@@ -85,7 +85,7 @@ def show_weights(name: str, as_json: bool, verbose: int) -> None:
         table = PUBLISHED[name].summary()
     else:
         table = card_table(read_card(find_weights(name).with_suffix(".toml")))
-    click.echo(json.dumps(table) if as_json else as_toml(table).rstrip("\n"))
+    click.echo(json.dumps(table, default=str) if as_json else as_toml(table).rstrip("\n"))
 
 
 @weights.command("import")

@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -35,6 +36,8 @@ TVNET_ALONE = "tvnet"  # trained kernels for flow, without a network that makes 
 MAX_WEIGHT_BYTES = 2 << 30  # of a weight file or checkpoint; published ones have up to 0.3 GiB
 MAX_CARD_BYTES = 1 << 20
 
+# A key of many parts, a.a.a.a..., takes the parser time with their square: one of a megabyte takes hours.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
 LARGEST = 1e6  # scale and limit of flow; 1 / LARGEST is the smallest scale
 LEVELS = 255  # of RGB frames
 
@@ -217,14 +220,17 @@ def read_card(path: Path) -> WeightCard:
         Naming the entry that is missing, unknown or wrong.
     """
     try:
-        table = tomllib.loads(read_whole(path, MAX_CARD_BYTES).decode("utf-8"))
+        text = read_whole(path, MAX_CARD_BYTES).decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("a key in it has more than 100 parts")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         raise WeightsError(
             f"the weights have no card: {path} is missing; weights/README.md says what it holds"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read the card {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text, of TOML, and of numbers of many digits
         raise WeightsError(f"cannot read the card {path}: {error}") from error
     texts = {key: _entry(table, key, str, path) for key in _TEXTS}
     known, alone = (ARCHITECTURE, TVNET_ALONE), texts["architecture"] == TVNET_ALONE
@@ -299,7 +305,7 @@ def as_toml(table: dict[str, Any], name: str = "") -> str:
     Parameters
     ----------
     table : dict
-        Of str, bool, int, float, lists of such, and tables.
+        Of str, bool, int, float, dates and times, lists of such, and tables.
     name : str
         Dotted, of the table inside the file; empty for the whole file.
 
@@ -341,6 +347,10 @@ def _toml_value(value: object) -> str:
         return "".join(char if printable(char) == char else _toml_escape(char) for char in text)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):  # in a list
+        return f"{{{', '.join(f'{_toml_key(key)} = {_toml_value(one)}' for key, one in value.items())}}}"
+    if isinstance(value, (date, time)):
+        return value.isoformat()
     raise TypeError(f"a card cannot hold {value!r}")
 
 
