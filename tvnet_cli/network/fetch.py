@@ -148,9 +148,14 @@ def _locked(part: Path) -> FileIO | None:
         file = part.open("a+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             file.close()
-            if isinstance(error, BlockingIOError) or error.errno in NO_LOCKS_HERE:
+            return None
+        except OSError as error:
+            if not _size(file):
+                part.unlink()
+            file.close()
+            if error.errno in NO_LOCKS_HERE:
                 return None
             raise
         if _is_there(part, file):
