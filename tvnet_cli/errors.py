@@ -94,12 +94,20 @@ def _escaped(char: str) -> str:
     return "\\u007f" if char == "\x7f" else ascii(char)[1:-1]
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error, of whatever library, is for want of memory."""
-    known = r"allocate memory|out of memory|not enough memory|bad_alloc|failed to map segment|Unable to allocate"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, (OSError, RuntimeError, ImportError)) and bool(re.search(known, str(error), re.IGNORECASE))
-    )
+# What libraries say for want of memory or address space, beside MemoryError.
+_NO_MEMORY = re.compile(
+    "allocate memory|out of memory|not enough memory|bad_alloc|failed to map segment|unable to allocate|"
+    "start new thread",
+    re.IGNORECASE,
+)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, of whatever library, or one that it comes from, is for want of memory."""
+    if error is None:
+        return False
+    libraries = isinstance(error, (OSError, RuntimeError, ImportError)) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or libraries or lacks_memory(error.__cause__ or error.__context__)
 
 
 class TVNetError(Exception):

@@ -196,19 +196,25 @@ def read_whole(path: Path, most: int) -> bytes:
     OSError
         Also if there is not enough memory for it.
     """
-    if stat.S_ISREG(path.stat().st_mode):
-        # Without waiting for the other end, should a pipe have taken the place of the file meanwhile.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            found = os.fstat(file.fileno())
-            if found.st_size > most:
-                raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
-            if stat.S_ISREG(found.st_mode):
-                try:
-                    return file.read(found.st_size)
-                except MemoryError:
-                    what = f"there is not enough memory for its {found.st_size:,} bytes"
-                    raise OSError(errno.ENOMEM, what, str(path)) from None
+    found = path.stat()
+    if stat.S_ISREG(found.st_mode):
+        try:
+            return _content(path, most)
+        except MemoryError:
+            what = f"there is not enough memory for its {found.st_size:,} bytes"
+            raise OSError(errno.ENOMEM, what, str(path)) from None
     raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
+def _content(path: Path, most: int) -> bytes:
+    # Without waiting for the other end, should a pipe have taken the place of the file meanwhile.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
+        return file.read(found.st_size)
 
 
 def read_card(path: Path) -> WeightCard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -27,6 +28,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from tvnet_cli.device import address_space_left
 from tvnet_cli.errors import WeightsError, lacks_memory
 
 SECONDS = 30  # for a file; 2 GiB take 5
@@ -100,7 +102,11 @@ def _asked(question: dict[str, Any], content: bytes, path: Path) -> tuple[dict[s
             process.stdin.write(json.dumps(question).encode() + b"\n")
             found, _ = process.communicate(content, timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            raise WeightsError(f"cannot read {path}: it took longer than {SECONDS} s, which no weights do") from None
+            limited = address_space_left() < math.inf  # for want of memory torch may come to a stop
+            why = ", or the limit of memory (ulimit -v) is too low" if limited else ""
+            raise WeightsError(
+                f"cannot read {path}: it took longer than {SECONDS} s, which no weights do{why}"
+            ) from None
         finally:
             process.kill()
     answer, _, tensors = found.partition(b"\n")
