@@ -9,6 +9,7 @@ import pty
 import re
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -107,6 +108,20 @@ def test_arguments_are_quoted_printable_with_and_without_a_terminal(words):
     assert said(True) == said(False)
     assert r"\x1b[2Jx" in said(True)
     assert not STEERS.search(said(True))
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_results_are_the_same_with_and_without_a_terminal(tmp_path, color):
+    path = tmp_path / "\x1b[2Jx.safetensors"
+    path.touch()
+    result = CliRunner().invoke(main, ["weights", "path", str(path)], color=color)
+    assert result.stdout == f"{tmp_path}/\\x1b[2Jx.safetensors\n"
+
+
+def test_bytes_are_printable_too(capsys):
+    with printable_streams():
+        click.echo("é\x1b[2J".encode() + b"\xff")
+    assert capsys.readouterr().out == "é\\x1b[2J\\udcff\n"
 
 
 def test_a_traceback_is_printable(tmp_path):

@@ -6,6 +6,7 @@ No rich in this module: ``tvnet --help`` does without it. What rich writes is ma
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,9 @@ class PrintableStream:
     stream : TextIO
     """
 
-    buffer = None  # bytes would go past it
-
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.buffer = _PrintableBytes(self)
         self.rich_proxied_file = stream  # where rich looks for the stream that takes its own escape sequences
 
     def write(self, text: str) -> int:
@@ -41,6 +41,23 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _PrintableBytes(io.RawIOBase):
+    """The way for bytes, which click takes for completions and where the encoding of the stream is ASCII."""
+
+    def __init__(self, text: PrintableStream) -> None:
+        self._text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._text.write(bytes(data).decode("utf-8", "surrogateescape"))
+        return len(data)
+
+    def flush(self) -> None:
+        self._text.flush()
 
 
 @contextmanager
