@@ -26,7 +26,7 @@ FLOORS = [
     {"network"},
     {"flow"},
     {"video"},
-    {"recipe", "device", "interrupt", "log", "writing"},
+    {"recipe", "device", "interrupt", "log", "writing", "terminal", "console"},
     {"options", "errors", "url"},
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tvnet_cli import __version__
@@ -16,9 +18,23 @@ from tvnet_cli.commands.train import train
 from tvnet_cli.commands.verify import verify
 from tvnet_cli.commands.visualize import visualize
 from tvnet_cli.commands.weights import weights
+from tvnet_cli.terminal import printable_streams
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """All commands, whose text leaves through streams that let nothing steer a terminal."""
+
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        """Run a command; results, errors of usage and tracebacks are printable."""
+        with printable_streams():
+            return super().main(*arguments, **more)
+
+
+# Else click takes escape sequences out where there is no terminal, and names would differ from what they are.
+SETTINGS = {"help_option_names": ["-h", "--help"], "color": True}
+
+
+@click.group(cls=Program, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="tvnet")
 def main() -> None:
     """Motion features and optical flow from videos, with TVNet."""

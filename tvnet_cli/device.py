@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -82,3 +85,13 @@ def num_workers(device: torch.device) -> int:
 def true_float32() -> AbstractContextManager[None]:
     """Inside it a GPU computes in true float32, and the same on every run."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def address_space_left() -> float:
+    """Bytes that the system lets this process take beyond what it has (``ulimit -v``); inf without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return math.inf
+    return math.inf if limit == resource.RLIM_INFINITY else limit - taken

@@ -21,6 +21,7 @@ TVNetError
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -72,9 +73,45 @@ REASONS: dict[Reason, str] = {
 }
 
 
+# Control characters, marks of direction, line and paragraph separators, marks without width, tags, and halves of
+# surrogate pairs. Joiners (U+200C, U+200D) stay between letters of other scripts and between emoji, which need them.
+_BESIDE_JOINERS = "[\u0300-\u1fff\u2070-\ud7ff\ue000-\U000dffff]"
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+    f"|(?<!{_BESIDE_JOINERS})[\u200c\u200d]|[\u200c\u200d](?!{_BESIDE_JOINERS})"
+)
+
+
 def printable(text: str) -> str:
-    """Text as it is shown: without the characters in names of files, videos and tensors that steer a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """Text as it is shown on one line: characters that steer a terminal or hide, as escapes; all others as they are."""
+    return _STEERING.sub(lambda found: _escaped(found[0]), text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which may have tabs."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found[0]), text)
+
+
+def _escaped(char: str) -> str:
+    # json.dumps leaves this one as it is, and JSON knows no \x7f.
+    return "\\u007f" if char == "\x7f" else ascii(char)[1:-1]
+
+
+# What libraries say for want of memory or address space, beside MemoryError.
+_NO_MEMORY = re.compile(
+    "allocate memory|out of memory|not enough memory|bad_alloc|failed to map segment|unable to allocate|"
+    "start new thread",
+    re.IGNORECASE,
+)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, of whatever library, or one that it comes from, is for want of memory."""
+    if error is None:
+        return False
+    libraries = isinstance(error, (OSError, RuntimeError, ImportError)) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or libraries or lacks_memory(error.__cause__ or error.__context__)
 
 
 class TVNetError(Exception):

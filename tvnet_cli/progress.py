@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich import markup
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from tvnet_cli.console import PrintableConsole
 from tvnet_cli.errors import printable
 from tvnet_cli.features.extract import VideoResult
 from tvnet_cli.features.lock import has_own_parts, parts_folder
@@ -52,7 +52,7 @@ class _Screen:
 
     def __init__(self, label: str, total: int | None, quiet: bool) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -60,6 +60,7 @@ class _Screen:
             *self.counts_in,
             TimeRemainingColumn(),
             console=self.console,
+            redirect_stdout=False,  # results are no progress
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import re
 import threading
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import DiskFullError, WeightsError
 from tvnet_cli.network import fetch, registry
 from tvnet_cli.network.fetch import fetch_published
 from tvnet_cli.network.registry import PUBLISHED, PublishedWeights
@@ -161,6 +163,64 @@ def test_a_part_of_another_file_does_not_spoil_the_download(publish, downloads, 
     publish()
     downloads.mkdir()
     (downloads / "theirs.pth.part").write_bytes(part)
+    assert fetch_published("theirs").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_download_larger_than_import_takes_is_stopped_and_leaves_nothing(
+    server, publish, downloads, monkeypatch, says_length
+):
+    publish()
+    server.says_length, seen = says_length, []
+    monkeypatch.setattr(fetch, "MAX_WEIGHT_BYTES", 600_000)
+    with pytest.raises(WeightsError, match=r"it has more than 600,000 bytes, and no more are taken$"):
+        fetch_published("theirs", progress=lambda done, total: seen.append(done))
+    assert max(seen, default=0) <= 600_000
+    assert bool(seen) is not says_length
+    assert names(downloads) == []
+    assert len(server.asked) == 1
+
+
+def test_a_part_larger_than_import_takes_is_not_resumed(server, publish, downloads, monkeypatch):
+    publish()
+    monkeypatch.setattr(fetch, "MAX_WEIGHT_BYTES", len(CONTENT))
+    downloads.mkdir()
+    (downloads / "theirs.pth.part").write_bytes(CONTENT + b"more")
+    assert fetch_published("theirs").read_bytes() == CONTENT
+    assert server.asked == [("/theirs.pth", None)]
+
+
+def test_two_downloads_of_one_file_do_not_mix(server, publish, downloads):
+    publish()
+    downloads.mkdir()
+    part = downloads / "theirs.pth.part"
+    with part.open("wb") as other:  # of another process, which has begun
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"begun")
+        other.flush()
+        assert fetch_published("theirs").read_bytes() == CONTENT
+        assert part.read_bytes() == b"begun"
+    assert names(downloads) == ["theirs.pth", "theirs.pth.part"]
+
+
+def test_a_disk_without_locks_takes_a_download_too(publish, downloads, monkeypatch):
+    publish()
+
+    def no_locks(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fetch.fcntl, "flock", no_locks)
+    assert fetch_published("theirs").read_bytes() == CONTENT
+    assert names(downloads) == ["theirs.pth"]
+
+
+def test_a_full_disk_is_named_and_what_came_is_kept(publish, cache_folder, small_disk, monkeypatch):
+    publish()
+    monkeypatch.setenv("TVNET_CACHE", str(small_disk))
+    (small_disk / "filling").write_bytes(bytes(1_500_000))
+    with pytest.raises(DiskFullError, match=rf"cannot write .*theirs\.pth\.part: the disk at {small_disk} is full"):
+        fetch_published("theirs")
+    (small_disk / "filling").unlink()
     assert fetch_published("theirs").read_bytes() == CONTENT
 
 

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tvnet_cli.errors import DiskFullError, TrainingError
+from tvnet_cli.errors import DiskFullError, TrainingError, WeightsError
+from tvnet_cli.network import pickles
 from tvnet_cli.training.loop import Pace, cosine, fit
 
 
@@ -232,3 +234,20 @@ def test_cosine_rises_and_falls_to_nothing():
     values = [cosine(share) for share in (0, 0.03, 0.06, 0.53, 1)]
     assert 0 < values[0] < values[1] < values[2]
     assert values[2:] == pytest.approx([1, 0.5, 0])
+
+
+def test_a_checkpoint_made_to_hang_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "SECONDS", 1)
+    # A pair of a pair of a pair ..., as the key of a dict: its hash takes 2^60 steps.
+    pairs = b"\x80\x02K\x01K\x02\x86q\x01" + b"h\x01h\x01\x86q\x01" * 60
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "w") as file:
+        for name, content in (("data.pkl", pairs + b"}h\x01K\x00s."), ("version", b"3\n"), ("byteorder", b"little")):
+            file.writestr(f"archive/{name}", content)
+    with pytest.raises(WeightsError, match=r"cannot read .*checkpoint\.pt: it took longer than 1 s"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*checkpoint\.pt: it is no file"):
+        train(tmp_path)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tvnet_cli.console import PrintableConsole
 from tvnet_cli.writing import saying
 
 
@@ -24,13 +24,14 @@ class StageProgress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            redirect_stdout=False,  # results are no progress
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )

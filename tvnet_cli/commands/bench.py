@@ -43,13 +43,12 @@ def bench(
         if path:
             check_writable(path, suffix)
 
-    from rich.console import Console
-
     from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.bench.pairs import read_pairs
     from tvnet_cli.bench.report import as_json, as_picture, as_table, as_text
     from tvnet_cli.bench.run import run_bench
     from tvnet_cli.bench.scale import NUM_VIDEOS
+    from tvnet_cli.console import PrintableConsole
 
     known = read_pairs(pairs) if pairs else []
     with StageProgress(quiet) as progress:
@@ -58,7 +57,7 @@ def bench(
         json_file.write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
     if output:
         output.write_text(as_picture(report), "utf-8")
-    console = Console(highlight=False)
+    console = PrintableConsole(highlight=False)
     if console.is_terminal:
         console.print(as_table(report))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import select
 import sys
 import traceback
@@ -14,13 +15,15 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from tvnet_cli.errors import OutputError, TVNetError, printable
+from tvnet_cli.errors import OutputError, TVNetError, lacks_memory, printable
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import DecodeLimits
 from tvnet_cli.writing import saying
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
+SHOWN = 3  # arguments in an error
+LEAST_MEMORY = 700 << 20  # bytes; below it torch ends the process when it is imported
 
 
 class PathType(click.Path):
@@ -41,13 +44,14 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         try:
+            _require_memory()
             command(**arguments)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except OutputError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(printable(str(error))) from error
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 sys.exit(FAILED)
@@ -58,6 +62,13 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(FAILED)
 
     return wrapped
+
+
+def _require_memory() -> None:
+    """That the system lets this process have what its libraries take (``ulimit -v``)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        raise MemoryError(f"it may have {limit >> 20} MiB, and needs at least {LEAST_MEMORY >> 20}")
 
 
 def _nobody_reads() -> bool:
@@ -190,10 +201,21 @@ def _exit_code(error: BaseException) -> int:
     return next((code for kind, code in usual.items() if isinstance(error, kind)), FAILED)
 
 
+def _command() -> str:
+    """The command that runs and the first of its arguments, as on the command line."""
+    context = click.get_current_context()
+    names = [parameter.name for parameter in context.command.params if isinstance(parameter, click.Argument)]
+    values = [context.params.get(name or "") for name in names]
+    words = [str(word) for value in values for word in (value if isinstance(value, tuple) else [value]) if word]
+    return " ".join([context.command_path, *words[:SHOWN], *(["..."] if len(words) > SHOWN else [])])
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, TVNetError):
         return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    if lacks_memory(error):
+        return f"there is not enough memory for {_command()}: free some, or raise the limit (ulimit -v) ({first[:200]})"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first} (-vv shows where)"

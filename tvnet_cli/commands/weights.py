@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tvnet_cli.commands.common import FAILED, PATH, complete_weights, with_clear_errors, with_options
-from tvnet_cli.errors import TVNetError, WeightsError
+from tvnet_cli.errors import TVNetError, WeightsError, printable
 from tvnet_cli.options import (
     BN_STATISTICS,
     INPUT_CONVENTIONS,
@@ -62,12 +62,13 @@ def list_weights(as_json: bool, verbose: int) -> None:
     here = {entry["name"] for entry in entries}
     entries += [published.summary() for name, published in PUBLISHED.items() if name not in here]
     if as_json:
-        click.echo(json.dumps(entries))
+        click.echo(json.dumps(entries, default=str))
         return
-    width = max(len(entry["name"]) for entry in entries)
-    for entry in entries:
-        text = "; ".join(filter(None, (entry["source"], entry.get("note"))))
-        click.echo(f"{entry['name']:{width}}  {entry['stream']:4}  {entry['state']:9}  {text}")
+    names = [printable(entry["name"]) for entry in entries]
+    width = max(map(len, names))
+    for name, entry in zip(names, entries, strict=True):
+        text = printable("; ".join(filter(None, (entry["source"], entry.get("note")))))
+        click.echo(f"{name:{width}}  {entry['stream']:4}  {entry['state']:9}  {text}")
 
 
 @weights.command("show")
@@ -84,7 +85,7 @@ def show_weights(name: str, as_json: bool, verbose: int) -> None:
         table = PUBLISHED[name].summary()
     else:
         table = card_table(read_card(find_weights(name).with_suffix(".toml")))
-    click.echo(json.dumps(table) if as_json else as_toml(table).rstrip("\n"))
+    click.echo(json.dumps(table, default=str) if as_json else as_toml(table).rstrip("\n"))
 
 
 @weights.command("import")
@@ -172,10 +173,10 @@ def verify_weights(names: tuple[str, ...], quiet: bool, verbose: int) -> None:
             card = check_weights(find_weights(name))
         except TVNetError as error:
             bad += 1
-            click.echo(f"bad   {name}: {error}", err=True)
+            click.echo(f"bad   {printable(name)}: {printable(str(error))}", err=True)
         else:
             if not quiet:
-                click.echo(f"good  {name}: {card.stream}, sha256 {card.sha256}")
+                click.echo(f"good  {printable(name)}: {card.stream}, sha256 {card.sha256}")
     if bad:
         sys.exit(FAILED)
 

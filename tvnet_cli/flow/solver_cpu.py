@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tvnet_cli.device import address_space_left
 from tvnet_cli.flow import kernels_cpu as kernels
 from tvnet_cli.flow import operators
 from tvnet_cli.flow.operators import EPSILON, DualField, Number
@@ -27,6 +28,7 @@ SAMPLER_NUMBERS = {"authors": kernels.AUTHORS, "exact": kernels.EXACT, "bicubic"
 
 SEGMENT = 8  # iterations that the adjoint goes back at once: more need a longer ring, fewer more checkpoints
 
+COMPILER_BYTES = 400 << 20
 PATIENCE = 2.0  # seconds before it is said what takes so long
 
 _scratch = threading.local()
@@ -466,6 +468,8 @@ def _compile(name: str, example: Callable[[], object]) -> None:
     """Before the first use of a kernel: compile it, or load it from numba's cache. Says so if that takes long."""
     if name in _begun:
         return
+    if address_space_left() < COMPILER_BYTES:  # LLVM would end the process without a word of which file
+        raise MemoryError("the compiler of the flow solver needs 400 MiB")
     _begun.add(name)
     timer = threading.Timer(PATIENCE, _say_why)
     timer.start()

@@ -18,6 +18,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 are groups, 
 FIXED_SIZE = {FIXED64: 8, FIXED32: 4}
 LONGEST_RUN = 1 << 16  # elements of a fixed size looked at together
 MOST_SIZES = 32  # of a blob
+MOST_FIELDS = 200_000  # of a file, runs as one; published ones have some thousands
+MOST_NAME_BYTES = 1000  # of a layer
 
 # Field numbers of caffe.proto.
 LAYERS = {2: (4, 6), 100: (1, 7)}  # V1 layers and layer: the numbers of their name and blobs
@@ -41,12 +43,13 @@ def read_caffemodel(content: bytes) -> Blobs:
     Raises
     ------
     ValueError
-        If it is no such file, is cut off, or a size in it does not agree with its data.
+        If it is no such file, is cut off, has too many fields, or a size in it does not agree with its data.
     """
     found: Blobs = {}
-    for number, kind, value in _fields(memoryview(content)):
+    budget = iter(range(MOST_FIELDS))
+    for number, kind, value in _fields(memoryview(content), budget):
         if number in LAYERS:
-            name, blobs = _layer(_message(value, kind), *LAYERS[number])
+            name, blobs = _layer(_message(value, kind), *LAYERS[number], budget)
             if name in found:
                 raise ValueError(f"layer {name} is there twice")
             if blobs:
@@ -56,28 +59,32 @@ def read_caffemodel(content: bytes) -> Blobs:
     return found
 
 
-def _layer(message: memoryview, name_number: int, blobs_number: int) -> tuple[str, list[NDArray[np.float32]]]:
+def _layer(
+    message: memoryview, name_number: int, blobs_number: int, budget: Iterator[int]
+) -> tuple[str, list[NDArray[np.float32]]]:
     name, blobs = "", []
-    for number, kind, value in _fields(message):
+    for number, kind, value in _fields(message, budget):
         if number == name_number:
+            if len(_message(value, kind)) > MOST_NAME_BYTES:
+                raise ValueError(f"the name of a layer has more than {MOST_NAME_BYTES} bytes")
             name = bytes(_message(value, kind)).decode("utf-8")
         elif number == blobs_number:
             blobs.append(_message(value, kind))
     try:
-        return name, [_blob(blob) for blob in blobs]
+        return name, [_blob(blob, budget) for blob in blobs]
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from None
 
 
-def _blob(message: memoryview) -> NDArray[np.float32]:
+def _blob(message: memoryview, budget: Iterator[int]) -> NDArray[np.float32]:
     old_shape: dict[int, int] = {}
     shape: list[int] | None = None
     data: dict[int, list[memoryview]] = {DATA: [], DOUBLE_DATA: []}
-    for number, kind, value in _fields(message):
+    for number, kind, value in _fields(message, budget):
         if number in (NUM, CHANNELS, HEIGHT, WIDTH):
             old_shape[number] = _integer(value)
         elif number == SHAPE:
-            shape = _dims(_message(value, kind))
+            shape = _dims(_message(value, kind), budget)
         elif number in data:
             if kind not in (BYTES, FIXED32 if number == DATA else FIXED64):
                 raise ValueError(f"its data are of wire type {kind}")
@@ -93,9 +100,9 @@ def _blob(message: memoryview) -> NDArray[np.float32]:
     return np.frombuffer(values, dtype).astype(np.float32).reshape(shape)
 
 
-def _dims(message: memoryview) -> list[int]:
+def _dims(message: memoryview, budget: Iterator[int]) -> list[int]:
     dims: list[int] = []
-    for number, _, value in _fields(message):
+    for number, _, value in _fields(message, budget):
         if len(dims) > MOST_SIZES or (not isinstance(value, int) and len(value) > 10 * MOST_SIZES):
             raise ValueError(f"a blob of more than {MOST_SIZES} sizes")
         if number != DIM:
@@ -110,10 +117,15 @@ def _dims(message: memoryview) -> list[int]:
     return dims
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Number, wire type and value of each field; neighbours of the same number and fixed size come as one."""
+def _fields(message: memoryview, budget: Iterator[int]) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Number, wire type and value of each field; neighbours of the same number and fixed size come as one.
+
+    All messages of a file share a budget of fields: each of its two bytes can be one, which takes a microsecond.
+    """
     position = 0
     while position < len(message):
+        if next(budget, None) is None:
+            raise ValueError(f"it has more than {MOST_FIELDS:,} fields")
         start = position
         key, position = _varint(message, position)
         number, kind = key >> 3, key & 7

@@ -15,12 +15,13 @@ import stat
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from platformdirs import user_cache_dir
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import WeightsError, printable
 from tvnet_cli.network.registry import PUBLISHED
 from tvnet_cli.options import STREAMS, ChannelOrder, StackOrder, Stream, TVNetOptions, as_dict
 
@@ -35,6 +36,11 @@ TVNET_ALONE = "tvnet"  # trained kernels for flow, without a network that makes 
 MAX_WEIGHT_BYTES = 2 << 30  # of a weight file or checkpoint; published ones have up to 0.3 GiB
 MAX_CARD_BYTES = 1 << 20
 
+# A key of many parts, a.a.a.a..., takes the parser time with their square: one of a megabyte takes hours.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
+LARGEST = 1e6  # scale and limit of flow; 1 / LARGEST is the smallest scale
+LEVELS = 255  # of RGB frames
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEXTS = ("architecture", "stream", "source", "licence", "training_data", "sha256")
 
@@ -48,9 +54,11 @@ class FlowInput:
     order: StackOrder
 
     def __post_init__(self) -> None:
-        if self.order not in get_args(StackOrder) or not self.scale > 0 or not self.clip_pixels > 0:
+        in_range = 1 / LARGEST <= self.scale <= LARGEST and 0 < self.clip_pixels <= LARGEST  # NaN is not
+        if self.order not in get_args(StackOrder) or not in_range:
             raise ValueError(
-                f"flow input needs scale > 0, clip_pixels > 0, order in {get_args(StackOrder)}, not {self}"
+                f"flow input needs scale > 0, clip_pixels > 0, both at most {LARGEST:,.0f}, scale at least "
+                f"{1 / LARGEST:g}, order in {get_args(StackOrder)}, not {self}"
             )
 
 
@@ -64,6 +72,8 @@ class RGBInput:
     def __post_init__(self) -> None:
         if self.order not in get_args(ChannelOrder) or len(self.mean) != 3:
             raise ValueError(f"RGB input needs three means and order in {get_args(ChannelOrder)}, not {self}")
+        if not all(0 <= value <= LEVELS for value in self.mean):  # NaN is not
+            raise ValueError(f"RGB input needs means from 0 to {LEVELS}, not {self}")
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))  # a card gives a list
 
 
@@ -184,13 +194,27 @@ def read_whole(path: Path, most: int) -> bytes:
     Raises
     ------
     OSError
+        Also if there is not enough memory for it.
     """
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
-    return path.read_bytes()
+    if stat.S_ISREG(found.st_mode):
+        try:
+            return _content(path, most)
+        except MemoryError:
+            what = f"there is not enough memory for its {found.st_size:,} bytes"
+            raise OSError(errno.ENOMEM, what, str(path)) from None
+    raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
+def _content(path: Path, most: int) -> bytes:
+    # Without waiting for the other end, should a pipe have taken the place of the file meanwhile.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are taken", str(path))
+        return file.read(found.st_size)
 
 
 def read_card(path: Path) -> WeightCard:
@@ -202,14 +226,17 @@ def read_card(path: Path) -> WeightCard:
         Naming the entry that is missing, unknown or wrong.
     """
     try:
-        table = tomllib.loads(read_whole(path, MAX_CARD_BYTES).decode("utf-8"))
+        text = read_whole(path, MAX_CARD_BYTES).decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("a key in it has more than 100 parts")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         raise WeightsError(
             f"the weights have no card: {path} is missing; weights/README.md says what it holds"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read the card {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text, of TOML, and of numbers of many digits
         raise WeightsError(f"cannot read the card {path}: {error}") from error
     texts = {key: _entry(table, key, str, path) for key in _TEXTS}
     known, alone = (ARCHITECTURE, TVNET_ALONE), texts["architecture"] == TVNET_ALONE
@@ -284,7 +311,7 @@ def as_toml(table: dict[str, Any], name: str = "") -> str:
     Parameters
     ----------
     table : dict
-        Of str, bool, int, float, lists of such, and tables.
+        Of str, bool, int, float, dates and times, lists of such, and tables.
     name : str
         Dotted, of the table inside the file; empty for the whole file.
 
@@ -319,11 +346,22 @@ def _toml_value(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        # TOML escapes as JSON does, and the delete character too.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        # TOML escapes as JSON does, the delete character too; all else that steers a terminal is escaped as well.
+        text = json.dumps(value, ensure_ascii=False)
+        if printable(text) == text:
+            return text
+        return "".join(char if printable(char) == char else _toml_escape(char) for char in text)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):  # in a list
+        return f"{{{', '.join(f'{_toml_key(key)} = {_toml_value(one)}' for key, one in value.items())}}}"
+    if isinstance(value, (date, time)):
+        return value.isoformat()
     raise TypeError(f"a card cannot hold {value!r}")
+
+
+def _toml_escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
 
 
 def _entry(table: dict[str, Any], key: str, kind: type, path: Path) -> Any:

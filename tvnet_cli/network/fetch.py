@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http
 import http.client
 import os
 import re
+import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from tvnet_cli import __version__
 from tvnet_cli.errors import WeightsError
-from tvnet_cli.network.cards import cache_folder, suggestion
+from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, cache_folder, suggestion
 from tvnet_cli.network.registry import PUBLISHED, PublishedWeights
+from tvnet_cli.writing import NO_LOCKS_HERE, writing
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # at one address, as long as each brings something
@@ -99,26 +104,94 @@ def download(
     """Download one file.
 
     The bytes go to ``<path>.part``, which becomes ``path`` once it is whole, checked and on the disk. A part that was
-    left by an earlier try is continued if ``resume`` says that the check will notice if it was of another file.
+    left by an earlier try is resumed if ``resume`` says that the check will notice if it was of another file. While
+    another process downloads the same file, the bytes go to a file of this process alone.
 
     Raises
     ------
     WeightsError
-        If the address does not serve. What came of a right file so far stays for the next try; a wrong one goes.
+        If the address does not serve, or serves more than ``tvnet weights import`` takes. What came of a right file so
+        far stays for the next try; a wrong one goes.
+    DiskFullError
     """
     if not re.match(r"https?://", url):
         raise WeightsError(f"{url} is no http or https address")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    if not resume:
-        part.unlink(missing_ok=True)
-    continued = part.exists()
-    for attempt in range(ATTEMPTS):
-        before = part.stat().st_size if part.exists() else 0
+    with _part_of(path) as (part, file, shared):
+        _download(url, part, file, check, resume and shared, progress)
+        os.fsync(file.fileno())
+        part.replace(path)
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[tuple[Path, FileIO, bool]]:
+    """A file for the bytes that come, which no other process writes to, and whether a later run finds it by its name.
+
+    Empty ones go at the end, and those that only this process knows.
+    """
+    part, shared = path.with_name(f"{path.name}.part"), True
+    file = _locked(part)
+    if file is None:
+        part, shared = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"), False
+        file = part.open("a+b", buffering=0)
+    with file:
         try:
-            whole = _receive(url, part, before, progress)
+            yield part, file, shared
+        finally:
+            if _is_there(part, file) and not (shared and os.fstat(file.fileno()).st_size):
+                part.unlink()
+
+
+def _locked(part: Path) -> FileIO | None:
+    """The file, opened and locked; None if another process has it, or the disk knows no locks."""
+    while True:
+        file = part.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            if not _size(file):
+                part.unlink()
+            file.close()
+            if error.errno in NO_LOCKS_HERE:
+                return None
+            raise
+        if _is_there(part, file):
+            return file
+        file.close()  # the process before has just put it in its place
+
+
+def _is_there(part: Path, file: FileIO) -> bool:
+    """Whether the name still leads to this file."""
+    try:
+        return os.path.samestat(part.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _download(
+    url: str,
+    part: Path,
+    file: FileIO,
+    check: Callable[[Path], None],
+    resume: bool,
+    progress: Progress | None,
+) -> None:
+    """Fill the file with what the address serves, in several attempts where it is cut."""
+    if not resume or _size(file) > MAX_WEIGHT_BYTES:
+        file.truncate(0)
+    resumed = _size(file) > 0
+    for attempt in range(ATTEMPTS):
+        before = _size(file)
+        try:
+            whole = _receive(url, file, before, progress)
         except urllib.error.HTTPError as error:
             raise WeightsError(f"{url}: {error.code} {error.reason}") from error
+        except _TooLargeError as error:
+            file.truncate(0)
+            raise WeightsError(f"{url}: {error}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             whole = False
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
@@ -128,28 +201,32 @@ def download(
             try:
                 check(part)
             except WeightsError as error:
-                part.unlink()
-                if continued:  # perhaps only the part was of another file
-                    continued = False
+                file.truncate(0)
+                if resumed:  # perhaps only the part was of another file
+                    resumed = False
                     continue
                 raise WeightsError(f"{url}: {error}") from error
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
             return
-        if not part.exists() or part.stat().st_size <= before or attempt == ATTEMPTS - 1:
+        if _size(file) <= before or attempt == ATTEMPTS - 1:
             break
-    kept = f"; {part.stat().st_size} bytes are kept, the same command goes on from there" if _kept(part, resume) else ""
+    if not resume:
+        file.truncate(0)
+    kept = f"; {_size(file)} bytes are kept, the same command resumes from there" if _size(file) else ""
     raise WeightsError(f"{url}: {reason}{kept}")
 
 
-def _kept(part: Path, resume: bool) -> bool:
-    if part.exists() and not (resume and part.stat().st_size):
-        part.unlink()
-    return part.exists()
+class _TooLargeError(Exception):
+    """The server sends more than weights have."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it has more than {MAX_WEIGHT_BYTES:,} bytes, and no more are taken")
 
 
-def _receive(url: str, part: Path, offset: int, progress: Progress | None) -> bool:
+def _size(file: FileIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _receive(url: str, file: FileIO, offset: int, progress: Progress | None) -> bool:
     """Append what is missing, and tell if that was all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": f"tvnet/{__version__}"})
     if offset:
@@ -159,7 +236,7 @@ def _receive(url: str, part: Path, offset: int, progress: Progress | None) -> bo
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
             error.close()
-            return _receive(url, part, 0, progress)  # what is there is no shorter than the file
+            return _receive(url, file, 0, progress)  # what is there is no shorter than the file
         raise
     with response:
         length = response.headers.get("Content-Length")
@@ -167,18 +244,29 @@ def _receive(url: str, part: Path, offset: int, progress: Progress | None) -> bo
         if offset and response.status == http.HTTPStatus.PARTIAL_CONTENT:
             span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
             if not span or int(span[1]) != offset:
-                part.unlink()
+                file.truncate(0)
                 raise http.client.HTTPException("the server answers with another range than was asked for")
             total = int(span[3]) if span[3] != "*" else int(span[2]) + 1
         else:
             offset = 0  # a server that knows no ranges sends the file from its beginning
-        with part.open("ab" if offset else "wb") as file:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                offset += len(chunk)
-                if progress:
-                    progress(offset, total)
+        if total is not None and total > MAX_WEIGHT_BYTES:
+            raise _TooLargeError
+        file.truncate(offset)
+        while chunk := response.read(CHUNK):
+            offset += len(chunk)
+            if offset > MAX_WEIGHT_BYTES:
+                raise _TooLargeError
+            _append(file, chunk)
+            if progress:
+                progress(offset, total)
     return total is None or offset == total
+
+
+def _append(file: FileIO, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    with writing(Path(os.fsdecode(file.name))):
+        while left:
+            left = left[file.write(left) :]
 
 
 def _is_sure(weights: PublishedWeights) -> bool:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import WeightsError, lacks_memory
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network.bn_inception import BNInception
 from tvnet_cli.network.cards import (
@@ -36,6 +36,7 @@ UNTRAINED = "untrained"
 IN_CHANNELS: dict[Stream, int] = {"flow": 10, "rgb": 3}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FEATURES = 1024  # that the classifier reads
+MAX_HEADER_BYTES = 4 << 20  # of a safetensors file: names and shapes of all tensors; ours have 50 kB
 SHOWN = 5  # names of tensors in an error
 TVNET_PREFIX = "tvnet."  # of the solver's tensors in a flow file; all others are the network's
 
@@ -166,17 +167,26 @@ def check_weights(path: Path) -> WeightCard:
     ------
     WeightsError
     """
-    card, tensors = _read(path)
-    _build(tensors, card, path)
+    card, _, _ = _opened(path)
     return card
 
 
 def _load_file(path: Path, name: str) -> StreamModel:
-    card, tensors = _read(path)
-    network, tvnet = _build(tensors, card, path)
+    card, network, tvnet = _opened(path)
     if network is None:
         raise WeightsError(f"{path} holds a TVNet alone: tvnet flow takes it, features need a network too")
     return StreamModel(name, card, network.eval(), tvnet and tvnet.eval())
+
+
+def _opened(path: Path) -> tuple[WeightCard, BNInception | None, TVNet | None]:
+    """The card of a weight file, its network and its solver, once all agree."""
+    try:
+        card, tensors = _read(path)
+        return card, *_build(tensors, card, path)
+    except Exception as error:
+        if lacks_memory(error):
+            raise WeightsError(f"there is not enough memory to load the weights {path}") from error
+        raise
 
 
 def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
@@ -190,10 +200,24 @@ def _read(path: Path) -> tuple[WeightCard, dict[str, Tensor]]:
     if found != card.sha256:
         raise WeightsError(f"{path} is damaged or not the file of its card: sha256 {found}, expected {card.sha256}")
     try:
-        tensors = load(content)
+        tensors = read_tensors(content)
     except (SafetensorError, KeyError, ValueError) as error:  # a KeyError where a type of numbers has no name in torch
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
     return card, tensors
+
+
+def read_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises
+    ------
+    ValueError, KeyError, SafetensorError
+        If it is none, or lists millions of tensors, each of which takes memory even where it is empty.
+    """
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {header:,} bytes, at most {MAX_HEADER_BYTES:,} are taken")
+    return load(content)
 
 
 def tensors_to_keep(network: BNInception, tvnet: TVNet | None) -> dict[str, Tensor]:
@@ -269,8 +293,7 @@ def load_tvnet(name: str | None, options: TVNetOptions) -> tuple[TVNet, str | No
     if name is None:
         return TVNet.from_options(options).eval(), None
     path = find_weights(name)
-    card, tensors = _read(path)
-    _, tvnet = _build(tensors, card, path)
+    card, _, tvnet = _opened(path)
     if tvnet is None:
         raise WeightsError(f"{name} is for the {card.stream} stream and holds no TVNet")
     if not is_trained(tvnet):

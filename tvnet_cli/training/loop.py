@@ -19,6 +19,8 @@ from torch import Tensor, distributed, nn
 
 from tvnet_cli.errors import DiskFullError, TrainingError
 from tvnet_cli.interrupt import interruptible
+from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, read_whole
+from tvnet_cli.network.pickles import require_harmless
 from tvnet_cli.recipe import Recipe, first_difference
 from tvnet_cli.writing import DISK_IS_FULL
 
@@ -230,13 +232,14 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
     try:
-        content = io.BytesIO(path.read_bytes())
+        content = read_whole(path, MAX_WEIGHT_BYTES)
     except OSError as error:
         raise TrainingError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    require_harmless(content, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about what is refused anyway
-            state = torch.load(content, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         step, difference = int(state["step"]), first_difference(state["recipe"], recipe)
         if not difference:
             model.load_state_dict(state["model"])
