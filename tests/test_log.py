@@ -217,7 +217,7 @@ def test_a_log_that_was_written_half_stays_a_log(tmp_path, size):
 
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="cannot write the log file .*pipe"):
+    with pytest.raises(OutputError, match=r"cannot write the log file .*pipe"):
         EventLog(tmp_path / "pipe")
 
 

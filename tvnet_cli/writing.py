@@ -207,15 +207,14 @@ def write_whole(path: Path, content: bytes | memoryview, *, sync: bool = False) 
     DiskFullError, OSError, OutputError
         As ``replacing``.
     """
-    with replacing(path) as new, new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
+    with replacing(path) as new:
+        _write(new, content, sync)
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write several files, none of which takes its place before there was room for all of them.
+def write_together(contents: Mapping[Path, bytes], *, sync: bool = False) -> None:
+    """Write several files, none of which takes its place before there was room for all; ``sync`` as ``write_whole``.
+
+    The last one takes its place first.
 
     Raises
     ------
@@ -224,7 +223,15 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     """
     with ExitStack() as places:
         for path, content in contents.items():
-            places.enter_context(replacing(path)).write_bytes(content)
+            _write(places.enter_context(replacing(path)), content, sync)
+
+
+def _write(path: Path, content: bytes | memoryview, sync: bool) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
 
 
 def beside(path: Path) -> Path:
