@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(t
 def test_weights_that_are_no_numbers_stop_at_their_step_and_are_not_kept(tmp_path):
     with pytest.raises(TrainingError, match=r"step 1: the weights are no finite numbers; the last.*--learning-rate"):
         train(tmp_path, rate=float("inf"), steps=1)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -200,11 +201,12 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, name, no_r
     assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.pt", "log.csv"}
 
 
-def test_a_log_that_no_training_made_is_replaced_on_request_alone(tmp_path):
-    (tmp_path / "log.csv").write_text("my notes")
+@pytest.mark.parametrize("text", ["my notes", "step,loss\n1,0.5\n"])
+def test_a_log_that_no_training_made_is_replaced_on_request_alone(tmp_path, text):
+    (tmp_path / "log.csv").write_text(text)
     with pytest.raises(OutputError, match=r"log.csv exists, and tvnet did not make it.*--overwrite"):
         train(tmp_path)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["my notes"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
     assert train(tmp_path, overwrite=True)[0]
     assert len(rows(tmp_path)) == 8
 
@@ -239,14 +241,16 @@ def test_a_row_that_was_written_half_is_dropped(tmp_path):
     assert (tmp_path / "log.csv").read_bytes() == whole
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
-    """With another recipe too: nothing is lost."""
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, at):
+    """With another recipe too."""
 
     def kill(step, values):
-        raise KeyboardInterrupt
+        if step == at:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, report=kill)
+        train(tmp_path, report=kill, validate=None if at else partial(kill, 0, {}), steps=8 if at else 1)
     assert train(tmp_path, recipe={"kind": 2})[0]
     assert len(rows(tmp_path)) == 8
 

@@ -13,7 +13,7 @@ import numpy as np
 from tvnet_cli.flow.colour import draw_legend, flow_to_colour
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.video.sequence import Picture
-from tvnet_cli.writing import beside, writing
+from tvnet_cli.writing import MARK, beside, writing
 
 BT709 = int(av.video.reformatter.Colorspace.ITU709)
 
@@ -96,6 +96,7 @@ class FlowFilm:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._converter = av.video.reformatter.VideoReformatter()
         self._container = av.open(f"file:{self._new}", "w", format="mp4", options={"movflags": "faststart"})
+        self._container.metadata["comment"] = MARK
         # No B-frames: times stay as they are, without an edit list. crf 18 looks like the original.
         self._stream = self._container.add_stream("libx264", rate=25, options={"crf": "18", "bf": "0"})
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"

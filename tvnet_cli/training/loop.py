@@ -117,6 +117,7 @@ def fit(
     """
     if _is_first():
         require_training_folder(folder, overwrite=overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     done = 0
@@ -126,9 +127,6 @@ def fit(
     if (folder / CHECKPOINT).exists():
         done = _restore(folder / CHECKPOINT, model, optimizer, recipe)
     _share_start(model)
-    _wait_for_all()  # until all have looked at the checkpoint
-    if not done:  # by its checkpoint the folder is known from here on as that of a training
-        _keep(folder / CHECKPOINT, model, optimizer, 0, recipe)
 
     log = _Log(folder / LOG, done)
     with interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
@@ -195,9 +193,10 @@ def _diverged(done: int, what: str) -> TrainingError:
 
 
 def require_training_folder(folder: Path, results: Sequence[str] = (), *, overwrite: bool) -> None:
-    """Make the folder of a training if it is not there, and refuse it if files of others would be replaced in it.
+    """Refuse a folder for a training in which files of others would be replaced.
 
-    Files that this program writes today hold its mark. Those of version 0.1.0 do not, and are known by its checkpoint.
+    Files that this program writes hold its mark; a log, which has no room for one, is known by its columns. Those of
+    version 0.1.0 have no mark, and are known by its checkpoint.
 
     Parameters
     ----------
@@ -211,22 +210,19 @@ def require_training_folder(folder: Path, results: Sequence[str] = (), *, overwr
     Raises
     ------
     OutputError
-        If a file is there that this program did not write, and ``overwrite`` is false; or if the folder cannot be made.
+        If a file is there that this program did not write, and ``overwrite`` is false; or if it is no folder.
     TrainingError
         If the log is not that of a training.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is no folder: choose another one for the training")
     checkpoint, log = folder / CHECKPOINT, folder / LOG
-    if not overwrite and checkpoint.exists():
-        if log.exists():
-            _read_log(log)
-        old = checkpoint.is_file() and not is_marked(checkpoint)
-    else:
+    resumes = checkpoint.exists() and not overwrite
+    if resumes and log.exists():
+        _read_log(log)
+    elif not _is_log(log):
         require_replaceable(log, overwrite=overwrite)
-        old = False
+    old = resumes and checkpoint.is_file() and not is_marked(checkpoint)
     for name in results:
         path = folder / name
         voucher = path.with_suffix(".toml") if path.suffix == ".safetensors" else folder / "confusion.svg"
@@ -263,7 +259,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rec
         raise TrainingError(
             f"{path} is damaged, or no checkpoint of tvnet: choose another folder, or --overwrite to begin anew"
         ) from error
-    if difference and step:  # without a step nothing is lost
+    if difference:
         raise TrainingError(
             f"{path.parent} holds a training made in another way: {difference}; choose another folder, or --overwrite"
         )
@@ -302,6 +298,14 @@ class _Log:
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path, text.getvalue().encode(), sync=True)
+
+
+def _is_log(path: Path) -> bool:
+    try:
+        _read_log(path)
+    except TrainingError:
+        return False
+    return True
 
 
 def _read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
