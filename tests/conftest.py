@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tvnet_cli import writing
 
 # Where there is no GPU, its kernels run in Triton's interpreter, which has to know before anything imports it.
 if not torch.cuda.is_available():
@@ -48,6 +50,25 @@ def small_disk(request, tmp_path) -> Iterator[Path]:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def no_room_for(monkeypatch) -> Callable[[str], None]:
+    """All that is written to take the place of a file of this name goes to a disk without room."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a device that is always full")
+    usual = writing.beside
+
+    def fill(name: str) -> None:
+        def beside(path: Path) -> Path:
+            new = usual(path)
+            if path.name == name:
+                new.symlink_to("/dev/full")
+            return new
+
+        monkeypatch.setattr(writing, "beside", beside)
+
+    return fill
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -174,3 +174,56 @@ def test_every_end_of_a_command_is_logged_with_its_exit_code(tmp_path, error, ex
     assert [("_raise(error)" in one.get("traceback", "")) for one in errors] == (
         [kind in ("ZeroDivisionError", "UsageError")] if kind else []
     )
+
+
+OTHERS = {
+    "package.json": '{"name":"my package.json"}\n',
+    "lines of others": '{"time": "2026-01-01", "level": "info"}\n' * 2,
+    "a log and more": "LOG{}\n",
+    "text": "my notes",
+    "many lines and notes": "LOG" * 500 + "my notes\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_only_a_log_is_appended_to(tmp_path, name):
+    path = tmp_path / "log.jsonl"
+    EventLog(path).ended(0)
+    path.write_text(content := OTHERS[name].replace("LOG", path.read_text()))
+    with pytest.raises(OutputError, match="is there, and no log of tvnet: choose another --log-file"):
+        EventLog(path)
+    assert path.read_text() == content
+
+
+def test_long_logs_are_appended_to(tmp_path):
+    for _ in range(2):
+        log = EventLog(tmp_path / "log.jsonl")
+        for number in range(100):
+            log.write("video", text="x" * 100 * number)
+    assert len(events(tmp_path / "log.jsonl")) == 200
+
+
+@pytest.mark.parametrize("size", [1, 20, 60, 90])
+def test_a_log_that_was_written_half_stays_a_log(tmp_path, size):
+    path = tmp_path / "log.jsonl"
+    EventLog(path).ended(0)
+    path.write_bytes(path.read_bytes()[:size])
+    for _ in range(3):
+        EventLog(path).ended(0)
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()[1:]] == ["ended", "started"] * 2 + [
+        "ended"
+    ]
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match=r"cannot write the log file .*pipe"):
+        EventLog(tmp_path / "pipe")
+
+
+def test_a_pipe_that_is_read_gets_the_events(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    EventLog(tmp_path / "pipe").ended(0)
+    assert [json.loads(line)["event"] for line in os.read(reader, 2**16).splitlines()] == ["started", "ended"]
+    os.close(reader)

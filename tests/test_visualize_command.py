@@ -129,7 +129,7 @@ def test_figures_lie_beside_the_film(film):
 @pytest.mark.parametrize("command", ["figure", "scales", "deepdraw"])
 def test_a_full_disk_leaves_the_picture_that_was_there(film, small_disk, command):
     output = small_disk / "old.png"
-    output.write_bytes(b"old")
+    output.write_bytes(b"old made by tvnet")
     (small_disk / "fill").write_bytes(bytes(2040 << 10))
     if command == "deepdraw":
         result = deepdraw("--layer", "fc", "--unit", "0", "-o", output)
@@ -138,8 +138,29 @@ def test_a_full_disk_leaves_the_picture_that_was_there(film, small_disk, command
         result = visualize(command, film, "-o", output, *columns)
     assert result.exit_code == 1, result.output
     assert f"Error: cannot write {output}: the disk at {small_disk} is full: No space left on device" in result.stderr
-    assert output.read_bytes() == b"old"
+    assert output.read_bytes() == b"old made by tvnet"
     assert sorted(path.name for path in small_disk.iterdir()) == ["fill", "old.png"]
+
+
+@pytest.mark.parametrize("command", ["figure", "scales", "deepdraw"])
+@pytest.mark.parametrize("by_default", [True, False], ids=["default name", "name"])
+def test_a_picture_of_others_is_refused_before_the_work(film, monkeypatch, command, by_default):
+    monkeypatch.chdir(film.parent)
+    usual = "fc.png" if command == "deepdraw" else f"film.{command}.png"
+    (film.parent / (usual if by_default else "mine.png")).write_bytes(b"mine")
+    what = ["--layer", "fc", "--unit", "0", *QUICK] if command == "deepdraw" else [film]
+    result = visualize(command, *what, *([] if by_default else ["-o", "mine.png"]))
+    assert result.exit_code == 2, result.output
+    assert ".png exists, and tvnet did not make it: choose another output, or --overwrite" in result.stderr
+    assert {path.read_bytes() for path in film.parent.glob("*.png")} == {b"mine"}
+
+
+def test_a_picture_of_before_is_replaced_and_one_of_others_on_request(film):
+    picture = film.with_name("film.scales.png")
+    picture.write_bytes(b"mine")
+    for more in (["--overwrite"], []):
+        assert visualize("scales", film, "--at", 0.5, "--short-side", 64, *more).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_figure_says_when_the_film_has_fewer_moments_than_rows(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,10 @@ from typing import Any
 from tvnet_cli import __version__
 from tvnet_cli.errors import OutputError, TVNetError
 from tvnet_cli.url import shown
+
+CHECKED_BYTES = 2**16  # at both ends of a log
+EVENT = re.compile(rb'\{"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", "run": "[0-9a-f]{12}", "event": "')
+EXAMPLE = b'{"time": "2000-01-01T00:00:00.000+00:00", "run": "000000000000", "event": "'  # how all of them begin
 
 
 class EventLog:
@@ -33,7 +38,7 @@ class EventLog:
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If it cannot be written, holds other things than events, or is a pipe that nobody reads.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -45,7 +50,9 @@ class EventLog:
         if path is not None:
             try:
                 _require_log(path)
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                # A pipe that nobody reads is an error here, and is not waited for.
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+                os.set_blocking(self._file, True)
             except OSError as error:
                 raise OutputError(f"cannot write the log file {path}: {error.strerror}") from error
 
@@ -98,8 +105,24 @@ class EventLog:
 
 
 def _require_log(path: Path) -> None:
-    """That what is appended to is no film and no feature file."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(1) not in (b"", b"{", b"\n"):
-                raise OutputError(f"{path} is there, and no log of JSON lines: choose another --log-file")
+    """Refuse to append to a file whose first and last lines are no events of this program, as far as 64 KiB go.
+
+    A line that was written half, as on a full disk, is taken for an event.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for start in (0, max(0, size - CHECKED_BYTES)):
+            file.seek(start)
+            lines = file.read(CHECKED_BYTES).split(b"\n")
+            whole = lines[1:] if start else lines  # the first one may be the end of a longer one
+            if not all(map(_is_event, whole)):
+                raise OutputError(f"{path} is there, and no log of tvnet: choose another --log-file")
+
+
+def _is_event(line: bytes) -> bool:
+    """Return whether a line is an event, or the beginning of one, behind which another one may stand."""
+    found = EVENT.search(line)
+    half = line[: found.start()] if found else line
+    return bool(EVENT.match(half + EXAMPLE[len(half) :]))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,24 +106,54 @@ def disk_full(path: Path, reason: str) -> DiskFullError:
 
 def is_marked(path: Path) -> bool:
     """Return whether this program wrote a file, which its first or last 64 KiB say by ``MARK``."""
+    return any(MARK.encode() in part for part in _ends(path))
+
+
+def is_vouched_for(path: Path, voucher: Path) -> bool:
+    """Return whether a marked file holds the SHA-256 of ``path``, in hexadecimal digits, where it holds the mark.
+
+    So a file whose format has no room for the mark is recognised.
+
+    Raises
+    ------
+    OSError
+        If a file is there, and cannot be read.
+    """
+    if not (path.is_file() and voucher.is_file() and is_marked(voucher)):
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return any(digest.hexdigest().encode() in part for part in _ends(voucher))
+
+
+def _ends(path: Path) -> Iterator[bytes]:
+    """Give the beginning and the end of a file."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         for start in (0, max(0, size - MARKED_BYTES)):
             file.seek(start)
-            if MARK.encode() in file.read(MARKED_BYTES):
-                return True
-    return False
+            yield file.read(MARKED_BYTES)
 
 
-def require_replaceable(path: Path, *, overwrite: bool) -> None:
+def require_replaceable(path: Path, *, overwrite: bool, voucher: Path | None = None) -> None:
     """Refuse to replace what this program did not write, unless the user asks for it.
 
     Nothing is lost with an empty file. Folders, pipes and devices are never replaced.
 
+    Parameters
+    ----------
+    path : Path
+    overwrite : bool
+        Whether the user asks for it.
+    voucher : Path, optional
+        A file whose word is taken for ``path``; see ``is_vouched_for``.
+
     Raises
     ------
     OutputError
-        If ``path`` is not a file; or if it holds something, has no mark, and ``overwrite`` is false.
+        If ``path`` is not a file; or if it holds something, has no mark and no voucher, and ``overwrite`` is false.
     """
     try:
         found = path.stat()
@@ -134,10 +165,10 @@ def require_replaceable(path: Path, *, overwrite: bool) -> None:
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a device or a socket"
         raise OutputError(f"cannot write {path}: it is {what}; choose another output")
     try:
-        ours = not found.st_size or is_marked(path)
+        ours = overwrite or not found.st_size or is_marked(path) or bool(voucher and is_vouched_for(path, voucher))
     except OSError as error:
         raise OutputError(f"cannot read {path}, so that it is not replaced: {error.strerror}") from error
-    if not (ours or overwrite):
+    if not ours:
         raise OutputError(
             f"{path} exists, and nothing in it says that tvnet made it: choose another output, or --overwrite to "
             "replace it"
@@ -170,8 +201,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 new.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole at every moment.
+def write_whole(path: Path, content: bytes | memoryview, *, sync: bool = False) -> None:
+    """Write a file that is whole at every moment; with ``sync``, after a power cut too.
 
     Raises
     ------
@@ -179,7 +210,30 @@ def write_whole(path: Path, content: bytes) -> None:
         As ``replacing``.
     """
     with replacing(path) as new:
-        new.write_bytes(content)
+        _write(new, content, sync)
+
+
+def write_together(contents: Mapping[Path, bytes], *, sync: bool = False) -> None:
+    """Write several files, none of which takes its place before there was room for all; ``sync`` as ``write_whole``.
+
+    The last one takes its place first.
+
+    Raises
+    ------
+    DiskFullError, OSError, OutputError
+        As ``replacing``.
+    """
+    with ExitStack() as places:
+        for path, content in contents.items():
+            _write(places.enter_context(replacing(path)), content, sync)
+
+
+def _write(path: Path, content: bytes | memoryview, sync: bool) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
 
 
 def beside(path: Path) -> Path:

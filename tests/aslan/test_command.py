@@ -245,3 +245,13 @@ def test_pairs_of_labelled_films_keep_groups_apart(tmp_path):
         assert "abcdef".index(one[0]) // 2 == "abcdef".index(other[0]) // 2 == int(fold) - 1
         assert (one[1:] == other[1:]) == (label == "1")
     assert sum(row[2] == "1" for row in rows[1:]) == 9
+
+
+def test_what_no_report_made_is_refused_before_the_work(here):
+    (here / "index.html").write_text("my homepage")
+    result = aslan_eval("-o", here)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert f"{here / 'index.html'} exists, and tvnet did not make it" in result.stderr
+    assert aslan_eval("-o", here, "--overwrite").exit_code == 0
+    assert aslan_eval("-o", here).exit_code == 0

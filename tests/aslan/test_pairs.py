@@ -174,3 +174,10 @@ def test_keeping_some_pairs_keeps_their_order_and_says_why(tmp_path):
     assert kept.video_a[:2] == pairs.video_a[1:3]
     assert kept.notes[-1] == "a reason"
     assert not kept.official
+
+
+def test_a_matrix_of_far_too_many_pairs_is_not_read(tmp_path):
+    with h5py.File(tmp_path / "bomb.mat", "w") as file:
+        file.create_dataset("action_splits_pairs", (10, 5, 10**9), "f8", chunks=(1, 5, 1000), compression="gzip")
+    with pytest.raises(DatasetError, match=r"bomb.mat: action_splits_pairs is 1000000000 x 5 x 10; .* are taken"):
+        read_pairs(tmp_path / "bomb.mat")

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from base64 import b64decode
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ from tvnet_cli.aslan.evaluate import EvaluationResult, evaluate
 from tvnet_cli.aslan.features import open_features
 from tvnet_cli.aslan.pairs import read_pairs
 from tvnet_cli.aslan.report import MiddleFrames, Report, as_json, as_text, headline, make_folder, write_report
-from tvnet_cli.errors import DatasetError
+from tvnet_cli.errors import DatasetError, DiskFullError, OutputError
 from tvnet_cli.options import EvalOptions
 
 
@@ -235,3 +236,40 @@ def test_a_browser_shows_the_page(written, tmp_path):
     assert blue > 200  # the ROC curve
     assert len(page.tables["published"]) == 10
     assert len(page.sections) == 4
+
+
+def test_a_report_is_replaced_by_the_next_one(report, written):
+    write_report(written, report)
+    assert len(list(written.iterdir())) == len(module.FILES)
+
+
+@pytest.mark.parametrize("name", module.FILES)
+def test_files_that_no_report_made_are_replaced_on_request_alone(report, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=rf"{name} exists, and tvnet did not make it.*--overwrite"):
+        write_report(tmp_path, report)
+    assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+    write_report(tmp_path, report, overwrite=True)
+    assert (tmp_path / name).read_text() != "mine"
+
+
+@pytest.mark.parametrize("name", module.TABLES)
+def test_a_table_that_was_edited_since_is_not_ours(report, tmp_path, name):
+    write_report(tmp_path, report)
+    with (tmp_path / name).open("a") as file:
+        file.write("my notes\n")
+    with pytest.raises(OutputError, match=name):
+        write_report(tmp_path, report)
+
+
+def test_a_full_disk_is_named_and_the_old_report_stays(report, small_disk):
+    write_report(small_disk, report)
+    before = {path: path.read_bytes() for path in small_disk.iterdir()}
+    with (small_disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(DiskFullError, match=rf"cannot write {small_disk}/.*: the disk at {small_disk} is full"):
+        write_report(small_disk, report)
+    (small_disk / "fill").unlink()
+    assert {path: path.read_bytes() for path in small_disk.iterdir()} == before

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from functools import partial
 from xml.etree import ElementTree
 
@@ -283,6 +284,27 @@ def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_report_of_before_is_replaced_and_other_files_on_request(tmp_path):
+    outputs = ("--json", tmp_path / "b.json", "-o", tmp_path / "b.svg")
+    for path in outputs[1::2]:
+        path.write_text("mine")
+    assert bench("measures", *outputs, "--overwrite").exit_code == 0
+    assert bench("measures", *outputs).exit_code == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_is_named_after_the_table_is_shown(tmp_path, small_disk):
+    with (small_disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    result = bench("measures", "--json", tmp_path / "b.json", "-o", small_disk / "b.svg")
+    assert result.exit_code == 1
+    assert ONE_THREAD.text in result.stdout
+    assert f"cannot write {small_disk / 'b.svg'}: the disk at {small_disk} is full" in result.stderr
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.usefixtures("quick")
 def test_quiet_leaves_only_the_table():
     assert bench("measures", "-q").stderr == ""
 
@@ -295,12 +317,16 @@ def test_quiet_leaves_only_the_table():
         (["--json", "b.txt"], 2, "should end in .json"),
         (["--json", "nowhere/b.json"], 2, "no such folder"),
         (["-o", "{tmp}/folder.svg"], 2, "it is a folder"),
+        (["-o", "{tmp}/mine.svg"], 2, "mine.svg exists, and tvnet did not make it"),
+        (["--json", "{tmp}/mine.json"], 2, "mine.json exists, and tvnet did not make it"),
         (["--pairs", "{tmp}"], 1, "no folder in"),
     ],
 )
 def test_mistakes_show_before_the_work(tmp_path, monkeypatch, arguments, exit_code, message):
     monkeypatch.setattr(run, "run_bench", None)
     (tmp_path / "folder.svg").mkdir()
+    for name in ("mine.svg", "mine.json"):
+        (tmp_path / name).write_text("{}")
     result = bench(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.exit_code == exit_code
     assert message in result.stderr

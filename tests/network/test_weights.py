@@ -9,7 +9,7 @@ import torch
 from network_weights import FLOW_INPUT, write_card
 from safetensors.torch import save_file
 
-from tvnet_cli.errors import WeightsError
+from tvnet_cli.errors import DiskFullError, WeightsError
 from tvnet_cli.flow.tvnet import TVNet
 from tvnet_cli.network import cards, weights
 from tvnet_cli.network.bn_inception import BNInception
@@ -358,7 +358,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WeightsError, match=r"cannot write .*mine\.safetensors: No space left on device"):
+    with pytest.raises(DiskFullError, match=r"cannot write .*mine\.safetensors: the disk at .* is full: No space left"):
         write_weights(path, tensors, CARD, overwrite=True)
     load_weights(str(path))
     assert len(list(tmp_path.iterdir())) == 2

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tvnet_cli.errors import DiskFullError, TrainingError, WeightsError
+from tvnet_cli.errors import DiskFullError, OutputError, TrainingError, WeightsError
 from tvnet_cli.network import pickles
 from tvnet_cli.training.loop import Pace, cosine, fit
 
@@ -191,25 +192,80 @@ def test_a_damaged_checkpoint_is_said_in_one_plain_line(tmp_path, content):
     assert train(tmp_path, overwrite=True)[0]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 @pytest.mark.parametrize("name", ["checkpoint.pt", "log.csv"])
-def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, name, monkeypatch):
-    """All that is written to this name goes to a disk without room."""
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, name, no_room_for):
     train(tmp_path, steps=3)
     (tmp_path / "log.csv").unlink()
-    path_open, part = Path.open, (tmp_path / name).with_suffix(".part")
-    monkeypatch.setattr(
-        Path, "open", lambda path, *args, **more: path_open(path if path != part else full(part), *args, **more)
-    )
-
-    def full(path: Path) -> Path:
-        path.touch()
-        return Path("/dev/full")
-
-    with pytest.raises(DiskFullError, match=rf"cannot write .*{name}: No space left on device; make room"):
+    no_room_for(name)
+    with pytest.raises(DiskFullError, match=rf"cannot write .*{name}: the disk at .* is full: No space left on device"):
         train(tmp_path, steps=6)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
-    assert not list(tmp_path.glob("*.part"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.pt", "log.csv"}
+
+
+@pytest.mark.parametrize("text", ["my notes", "step,loss\n1,0.5\n"])
+def test_a_log_that_no_training_made_is_replaced_on_request_alone(tmp_path, text):
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(OutputError, match=r"log.csv exists, and tvnet did not make it.*--overwrite"):
+        train(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
+    assert train(tmp_path, overwrite=True)[0]
+    assert len(rows(tmp_path)) == 8
+
+
+LOGS_OF_OTHERS = {
+    "other columns": ("epoch,accuracy\n1,0.5\n", "log.csv has the columns epoch, accuracy: "),
+    "other columns behind the step": ("step,loss\n1,0.5\n", "log.csv has the columns step, loss: "),
+    "a row of text": ("step,loss,gradient_norm,learning_rate\nx,1,2,3\n", "log.csv, line 2: "),
+    "a row too long": ("step,loss,gradient_norm,learning_rate\n1,1,2,3,4\n", "log.csv, line 2: "),
+    "a row too short": ("step,loss,gradient_norm,learning_rate\n1,1\n2,1,2,3\n", "log.csv, line 2: "),
+    "utf-16": ("step,loss\n".encode("utf-16"), "log.csv: it is UTF-16 text"),
+}
+
+
+@pytest.mark.parametrize("log", LOGS_OF_OTHERS)
+def test_a_log_of_others_beside_the_checkpoint_is_one_line(tmp_path, log):
+    content, message = LOGS_OF_OTHERS[log]
+    train(tmp_path, steps=3)
+    (tmp_path / "log.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path, steps=6)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("move it away, or --overwrite to begin anew")
+    assert train(tmp_path, steps=6, overwrite=True)[0]
+
+
+def test_a_row_that_was_written_half_is_dropped(tmp_path):
+    train(tmp_path, steps=3)
+    whole = (tmp_path / "log.csv").read_bytes()
+    (tmp_path / "log.csv").write_bytes(whole + b"4,0.5")
+    train(tmp_path, steps=3)
+    assert (tmp_path / "log.csv").read_bytes() == whole
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, at):
+    """With another recipe too."""
+
+    def kill(step, values):
+        if step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, report=kill, validate=None if at else partial(kill, 0, {}), steps=8 if at else 1)
+    assert train(tmp_path, recipe={"kind": 2})[0]
+    assert len(rows(tmp_path)) == 8
+
+
+def test_a_training_of_version_0_1_0_is_resumed(tmp_path):
+    """Its checkpoint has no mark."""
+    _, whole, _ = train(tmp_path / "whole")
+    train(tmp_path, steps=3)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["generator"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    _, model, _ = train(tmp_path)
+    assert same(whole, model)
 
 
 def test_validation_comes_when_asked_and_at_the_end(tmp_path):

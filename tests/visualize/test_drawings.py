@@ -15,6 +15,7 @@ from tvnet_cli.visualize.deepdraw import Drawing
 from tvnet_cli.visualize.drawings import check_outputs, write_drawings, write_film
 from tvnet_cli.visualize.pictures import imagined_flow
 from tvnet_cli.visualize.units import NetworkLayer
+from tvnet_cli.writing import is_marked
 
 HOW = FlowInput(6.375, 20.0, "interleaved")
 
@@ -119,3 +120,26 @@ def test_rgb_units_are_in_colour_and_have_no_film(tmp_path):
     write_drawings([tmp_path / "a.png", tmp_path / "units"], rgb, [Drawing(3, colours, False)], "mean")
     assert Image.open(tmp_path / "a.png").getpixel((0, 0)) == (30, 20, 10)
     assert [path.name for path in (tmp_path / "units").iterdir()] == [f"fc_{CLASSES[3]}.png"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg", "a.pdf", "a.mp4", "units"])
+def test_what_was_written_is_known_and_may_be_written_again(layer, tmp_path, name):
+    write_drawings([tmp_path / name], layer, drawings(0), "xy")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(map(is_marked, files))
+    check_outputs([tmp_path / name], layer, [0])
+
+
+def test_files_of_others_are_replaced_on_request_alone(layer, tmp_path):
+    for name in ("fc_walk.mp4", "b.png"):
+        (tmp_path / name).write_bytes(b"mine")
+        output = tmp_path if name == "fc_walk.mp4" else tmp_path / name
+        with pytest.raises(OutputError, match=rf"{name} exists, and tvnet did not make it"):
+            check_outputs([output], layer, [0])
+        check_outputs([output], layer, [0], overwrite=True)
+
+
+def test_a_folder_may_have_a_dot_in_its_name(layer, tmp_path):
+    (tmp_path / "units.v2").mkdir()
+    write_drawings([tmp_path / "units.v2"], layer, drawings(0), "mean")
+    assert len(list((tmp_path / "units.v2").iterdir())) == 2

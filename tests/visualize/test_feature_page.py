@@ -485,9 +485,20 @@ def test_the_page_is_light_or_dark_as_the_reader_likes(browser, page, scheme):
 
 def test_a_full_disk_leaves_the_page_that_was_there(features, small_disk):
     output = small_disk / "old.html"
-    output.write_bytes(b"old")
+    output.write_bytes(b"old made by tvnet")
     (small_disk / "fill").write_bytes(bytes(2040 << 10))
     result = visualize_features(features, "-o", output)
     assert result.exit_code == 1
     assert f"Error: cannot write {output}: the disk at {small_disk} is full" in result.stderr
-    assert output.read_bytes() == b"old"
+    assert output.read_bytes() == b"old made by tvnet"
+
+
+def test_a_page_of_others_is_replaced_on_request_alone(features, tmp_path):
+    page = tmp_path / "p.html"
+    page.write_text("my homepage")
+    refused = visualize_features(features, "-o", page)
+    assert refused.exit_code == 2
+    assert "p.html exists, and tvnet did not make it: choose another output, or --overwrite" in refused.stderr
+    for more in (["--overwrite"], []):
+        assert visualize_features(features, "-o", page, *more).exit_code == 0
+    assert "my homepage" not in page.read_text()

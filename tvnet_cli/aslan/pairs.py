@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from tvnet_cli.aslan.matlab import matlab_shapes, read_matlab
 from tvnet_cli.errors import DatasetError
 from tvnet_cli.hdf5 import is_hdf5
+from tvnet_cli.reading import looks_like_utf_16, read_text, require_file
 
 NUM_SPLITS = 10  # of View 2, and of a table without splits
 PAIRS_OF_A_LABEL = 300  # in a split of View 2
@@ -26,6 +28,8 @@ LABELS = {"1": True, "same": True, "0": False, "-1": False, "not-same": False}
 CSV_COLUMNS = ("video_a", "video_b", "label", "fold")
 VIEW2 = "action_splits_pairs"  # variable of the official View2.mat
 NAMES_SHOWN = 5
+MAX_MATLAB_BYTES = 1 << 30  # of a file; one that holds features too is read as well
+MAX_MATLAB_VALUES = 50_000_000  # of the matrix of pairs, five for each
 
 
 @dataclass(frozen=True)
@@ -220,17 +224,17 @@ def some(names: Iterable[str]) -> str:
 
 
 def _read_table(path: Path) -> list[_Pair]:
-    """The pairs of one file, whose format shows in its first bytes."""
+    """Return the pairs of one file, whose format shows in its first bytes."""
+    require_file(path, MAX_MATLAB_BYTES, "the pairs")
     try:
         with path.open("rb") as file:
             start = file.read(128)
-        if is_hdf5(path) or b"\0" in start:
+        if is_hdf5(path) or (b"\0" in start and not looks_like_utf_16(start)):
             rows = list(_from_matrix(path))
         else:
-            rows = list(_from_text(path, path.read_text("utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "neither MATLAB, text nor CSV"
-        raise DatasetError(f"cannot read the pairs {path}: {reason}") from error
+            rows = list(_from_text(path, read_text(path, "the pairs")))
+    except OSError as error:
+        raise DatasetError(f"cannot read the pairs {path}: {error.strerror or error}") from error
     if not rows:
         raise DatasetError(f"{path} holds no pairs")
     return rows
@@ -238,7 +242,15 @@ def _read_table(path: Path) -> list[_Pair]:
 
 def _from_matrix(path: Path) -> Iterator[_Pair]:
     """Pairs of a MATLAB file: (pairs, 5, splits) or (pairs, 5)."""
-    matrices = read_matlab(path, lambda name, shape: name == VIEW2 or (2 <= len(shape) <= 3 and shape[1] == 5))
+
+    def wanted(name: str, shape: tuple[int, ...]) -> bool:
+        fits = name == VIEW2 or (2 <= len(shape) <= 3 and shape[1] == 5)
+        if fits and math.prod(shape) > MAX_MATLAB_VALUES:
+            size = " x ".join(map(str, shape))
+            raise DatasetError(f"{path}: {name} is {size}; pairs of at most {MAX_MATLAB_VALUES:,} values are taken")
+        return fits
+
+    matrices = read_matlab(path, wanted)
     if VIEW2 in matrices:
         matrices = {VIEW2: matrices[VIEW2]}
     if len(matrices) != 1 or next(iter(matrices.values())).shape[1:2] != (5,):
@@ -259,10 +271,16 @@ def _from_matrix(path: Path) -> Iterator[_Pair]:
 def _from_text(path: Path, text: str) -> Iterator[_Pair]:
     """Pairs of a CSV with a header, or five numbers a line."""
     lines = text.splitlines()
-    header = [name.strip().lower() for name in next(csv.reader(lines[:1]), [])]
-    if "video_a" in header:
-        yield from _from_csv(path, lines, header)
-        return
+    try:
+        header = [name.strip().lower() for name in next(csv.reader(lines[:1]), [])]
+        if "video_a" in header:
+            yield from _from_csv(path, lines, header)
+            return
+    except csv.Error as error:
+        raise DatasetError(f"cannot read the pairs {path}: {error}") from error
+    other = next((mark for mark in ";\t" if "video_a" in header[0].split(mark)), "") if header else ""
+    if other:
+        raise DatasetError(f"{path}, line 1: the columns are separated by {other!r}; commas are expected")
     for number, line in enumerate(lines, start=1):
         words = line.replace(",", " ").split()
         if words:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
+import os
 import platform
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -24,10 +27,11 @@ from tvnet_cli.aslan.evaluate import Evaluation, EvaluationResult, roc_points
 from tvnet_cli.aslan.features import FeatureType, VideoFinder
 from tvnet_cli.aslan.pairs import PairSplits
 from tvnet_cli.aslan.similarity import MEASURES
-from tvnet_cli.errors import DatasetError, VideoReadError
+from tvnet_cli.errors import DatasetError, OutputError, VideoReadError
 from tvnet_cli.options import EvalOptions
 from tvnet_cli.video.files import find_videos
 from tvnet_cli.video.thumbnails import thumbnail
+from tvnet_cli.writing import MARK, require_replaceable, write_together
 
 # Table 1 of the supplement to Fan et al., End-to-End Learning of Motion Representation for Video Understanding, CVPR
 # 2018: method, model, accuracy and AUC in percent.
@@ -41,6 +45,9 @@ PUBLISHED = (
     ("iDT+FV", "metric", 68.7, 75.4),
     ("TVNet", "linear", 79.2, 84.3),
 )
+PAGE = "index.html"  # holds the hashes of the two tables, whose formats have no room for a mark
+TABLES = ("scores.csv", "roc.txt")
+FILES = ("report.json", *TABLES, "roc.svg", PAGE)
 PAIRS_SHOWN = 4  # of each kind, on the page
 ROC_SIDE, ROC_MARGIN = 320, 46  # pixels, of the plot and around it
 
@@ -92,6 +99,7 @@ def as_json(report: Report) -> dict[str, Any]:
     evaluation, pairs = report.evaluation, report.pairs
     return {
         **_figures(evaluation.overall),
+        "generator": MARK,
         "num_pairs": len(pairs),
         "num_numbers": evaluation.num_numbers,
         "splits": [
@@ -142,40 +150,58 @@ def headline(result: EvaluationResult) -> str:
     )
 
 
-def make_folder(folder: Path) -> Path:
-    """The folder of a report, made if it is not there.
+def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
+    """Return the folder of a report, made if it is not there, in which a report can be written.
 
     Raises
     ------
     DatasetError
         If it cannot be made.
+    OutputError
+        If it holds a file of a report's name that this program did not write, and ``overwrite`` is false; or if it
+        may not be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write into the folder {folder}: permission denied")
+    for name in FILES:
+        require_replaceable(folder / name, overwrite=overwrite, voucher=folder / PAGE)
     return folder
 
 
-def write_report(folder: Path, report: Report, frames: MiddleFrames | None = None) -> None:
-    """Write ``report.json``, ``scores.csv``, ``roc.txt``, ``roc.svg`` and ``index.html``.
+def write_report(folder: Path, report: Report, frames: MiddleFrames | None = None, *, overwrite: bool = False) -> None:
+    """Write ``report.json``, ``scores.csv``, ``roc.txt``, ``roc.svg`` and ``index.html``, all of them or none.
 
     Parameters
     ----------
     folder : Path
+        Made if it is not there.
     report : Report
     frames : MiddleFrames, optional
         Pictures for the page.
+    overwrite : bool
+        Also replace files that this program did not write.
+
+    Raises
+    ------
+    DatasetError, OutputError
+        As ``make_folder``.
+    DiskFullError, OSError
+        As ``tvnet_cli.writing.write_together``.
     """
+    make_folder(folder, overwrite=overwrite)
     true_positives, false_positives = roc_points(report.evaluation.overall, report.pairs)
-    (folder / "report.json").write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
-    _write_scores(folder / "scores.csv", report)
     # The format of the benchmark's site: true positive rate first.
     lines = (f"{true:.6f} {false:.6f}\n" for true, false in zip(true_positives, false_positives, strict=True))
-    (folder / "roc.txt").write_text("".join(lines), "utf-8")
     picture = roc_picture(true_positives, false_positives, report.evaluation.overall.auc)
-    (folder / "roc.svg").write_text(picture, "utf-8")
-    (folder / "index.html").write_text(page(report, picture, frames), "utf-8")
+    texts = (json.dumps(as_json(report), indent=1) + "\n", _scores(report), "".join(lines), picture)
+    contents = {name: text.encode("utf-8", "backslashreplace") for name, text in zip(FILES, texts, strict=False)}
+    hashes = ", ".join(f"{name} {hashlib.sha256(contents[name]).hexdigest()}" for name in TABLES)
+    contents[PAGE] = f"{page(report, picture, frames)}<!-- sha256: {hashes} -->\n".encode("utf-8", "backslashreplace")
+    write_together({folder / name: content for name, content in contents.items()})
 
 
 class MiddleFrames:
@@ -222,7 +248,7 @@ def roc_picture(true_positives: NDArray[np.float64], false_positives: NDArray[np
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {whole}" width="{whole}" height="{whole}" '
-        'font-family="sans-serif" font-size="12" role="img" aria-label="ROC curve">'
+        f'font-family="sans-serif" font-size="12" role="img" aria-label="ROC curve"><!-- {MARK} -->'
         f'<rect x="{margin}" y="{margin}" width="{side}" height="{side}" fill="none" stroke="#888"/>'
         f'<line x1="{margin}" y1="{margin + side}" x2="{margin + side}" y2="{margin}" stroke="#bbb" '
         'stroke-dasharray="4"/>'
@@ -249,7 +275,8 @@ def page(report: Report, picture: str, frames: MiddleFrames | None = None) -> st
     sections += _confident_pairs(report, frames)
     sections.append(f"<h2>Recipe</h2><pre id='recipe'>{escape(json.dumps(report.recipe, indent=1))}</pre>")
     return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>tvnet aslan-eval</title>"
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<meta name='generator' content='{MARK}'><title>tvnet aslan-eval</title>"
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
 
@@ -359,13 +386,14 @@ def _figures(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _write_scores(path: Path, report: Report) -> None:
-    """The decision value of each tested pair; larger: more similar, above 0: same."""
+def _scores(report: Report) -> str:
+    """The decision value of each tested pair as CSV; larger: more similar, above 0: same."""
     pairs = report.pairs
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["pair", "video_a", "video_b", "label", "fold", "score"])
-        for row, score in enumerate(report.evaluation.overall.scores.tolist()):
-            if np.isfinite(score):
-                names = pairs.video_a[row], pairs.video_b[row]
-                writer.writerow([row + 1, *names, int(pairs.same[row]), pairs.split_names[pairs.split[row]], score])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["pair", "video_a", "video_b", "label", "fold", "score"])
+    for row, score in enumerate(report.evaluation.overall.scores.tolist()):
+        if np.isfinite(score):
+            names = pairs.video_a[row], pairs.video_b[row]
+            writer.writerow([row + 1, *names, int(pairs.same[row]), pairs.split_names[pairs.split[row]], score])
+    return text.getvalue()

@@ -26,6 +26,7 @@ from tvnet_cli.options import (
 @click.option("--pairs", type=PATH, help="View2.mat, view2.txt or a CSV.  [default: the first two, where they are]")
 @click.option("--test-pairs", type=PATH, help="Test pairs of View 1; --pairs are then its training pairs.")
 @click.option("-o", "--output", type=PATH, help="Folder for the report: page, ROC curve, decision values, JSON.")
+@click.option("--overwrite", is_flag=True, help="Also replace files in that folder that tvnet did not make.")
 @click.option("--feature", "names", multiple=True, help="A feature type to use, such as flow/global_pool; repeatable.")
 @click.option(
     "--preset", type=click.Choice(list(EVAL_PRESETS)), default="tvnet", show_default=True, help="Whose recipe."
@@ -51,6 +52,7 @@ def aslan_eval(
     pairs: Path | None,
     test_pairs: Path | None,
     output: Path | None,
+    overwrite: bool,
     names: tuple[str, ...],
     preset: str,
     allow_missing: bool,
@@ -69,6 +71,8 @@ def aslan_eval(
     and tested on that.
     """
     options = _eval_options(preset, recipe)
+    if overwrite and not output:
+        raise click.UsageError("--overwrite is for the files of the report: give its folder with -o")
     if videos and not output:
         raise click.UsageError("--videos is for the page of the report: give its folder with -o")
 
@@ -80,7 +84,7 @@ def aslan_eval(
 
     features, pairs = _found_here(features, pairs)
     # What can be wrong shows before the work.
-    folder = results.make_folder(output) if output else None
+    folder = results.make_folder(output, overwrite=overwrite) if output else None
     frames = results.MiddleFrames(videos) if videos else None
     splits = read_pairs(pairs, test_pairs)
     with StageProgress(quiet) as progress, open_features(features, splits, names) as types:
@@ -95,9 +99,11 @@ def aslan_eval(
             (*complete.notes, *evaluation.notes),
             comparable=complete.official,
         )
-    if folder:
-        results.write_report(folder, report, frames)
-    click.echo(json.dumps(results.as_json(report)) if as_json else results.as_text(report, per_measure))
+    try:
+        if folder:
+            results.write_report(folder, report, frames, overwrite=overwrite)
+    finally:  # what was computed is not lost with a disk that is full
+        click.echo(json.dumps(results.as_json(report)) if as_json else results.as_text(report, per_measure))
 
 
 def _eval_options(preset: str, given: dict[str, Any]) -> EvalOptions:

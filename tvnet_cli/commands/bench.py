@@ -17,6 +17,7 @@ from tvnet_cli.options import (
 @click.argument("subject", type=click.Choice(BENCH_SUBJECTS), default="all", metavar=f"[{'|'.join(BENCH_SUBJECTS)}]")
 @click.option("-o", "--output", type=PATH, metavar="PICTURE.svg", help="Also draw the ratios as bars.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE.json", help="Also write everything as JSON.")
+@click.option("--overwrite", is_flag=True, help="Also replace files that tvnet did not make.")
 @click.option("--pairs", type=PATH, metavar="DIR", help="Folders with frame10.png, frame11.png, flow10.flo for tv-l1.")
 @click.option("--videos", type=click.IntRange(10), help="How many for scale, which is not one of all.  [default: 200]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -26,6 +27,7 @@ def bench(
     subject: str,
     output: Path | None,
     json_file: Path | None,
+    overwrite: bool,
     pairs: Path | None,
     videos: int | None,
     quiet: bool,
@@ -41,7 +43,7 @@ def bench(
         raise click.UsageError("--videos is for tvnet bench scale")
     for path, suffix in ((output, ".svg"), (json_file, ".json")):
         if path:
-            check_writable(path, suffix)
+            check_writable(path, suffix, overwrite=overwrite)
 
     from tvnet_cli.aslan.progress import StageProgress
     from tvnet_cli.bench.pairs import read_pairs
@@ -49,16 +51,19 @@ def bench(
     from tvnet_cli.bench.run import run_bench
     from tvnet_cli.bench.scale import NUM_VIDEOS
     from tvnet_cli.console import PrintableConsole
+    from tvnet_cli.writing import MARK, require_replaceable, write_together
 
     known = read_pairs(pairs) if pairs else []
     with StageProgress(quiet) as progress:
         report = run_bench(subject, progress, known, num_videos=videos or NUM_VIDEOS)
-    if json_file:
-        json_file.write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
-    if output:
-        output.write_text(as_picture(report), "utf-8")
     console = PrintableConsole(highlight=False)
     if console.is_terminal:
         console.print(as_table(report))
     else:
         click.echo(as_text(report))
+    plain = {"generator": MARK, **as_json(report)}
+    files = {json_file: json.dumps(plain, indent=1) + "\n"} if json_file else {}
+    files |= {output: as_picture(report)} if output else {}
+    for path in files:  # it took minutes
+        require_replaceable(path, overwrite=overwrite)
+    write_together({path: text.encode() for path, text in files.items()})

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from tvnet_cli.errors import OutputError, TVNetError, lacks_memory, printable
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import DecodeLimits
-from tvnet_cli.writing import saying
+from tvnet_cli.writing import require_replaceable, saying
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
@@ -139,12 +139,14 @@ def with_decode_limits(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def check_writable(path: Path, *suffixes: str) -> None:
+def check_writable(path: Path, *suffixes: str, overwrite: bool) -> None:
     """Before minutes of work, that a file with one of these suffixes can be written after it.
 
     Raises
     ------
     click.UsageError
+    OutputError
+        If the file is there, this program did not write it, and ``overwrite`` is false.
     """
     if path.suffix.lower() not in suffixes:
         raise click.UsageError(f"{path} should end in {' or '.join(suffixes)}")
@@ -153,6 +155,7 @@ def check_writable(path: Path, *suffixes: str) -> None:
         raise click.UsageError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no such folder'}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise click.UsageError(f"{path} cannot be written: permission denied")
+    require_replaceable(path, overwrite=overwrite)
 
 
 def complete(*words: str) -> Completer:

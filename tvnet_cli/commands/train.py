@@ -190,6 +190,10 @@ def actions(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     chosen = choose_device(device)
+    if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise click.UsageError(
+            f"{output} lies in {data}, where each folder is a class of videos: choose another -o for the results"
+        )
     dataset = read_dataset(data, splits=splits, split=split, validation_share=validation_share, seed=options.seed)
     with process_group(chosen) as chosen:
         is_first = rank_and_world()[0] == 0
@@ -215,7 +219,7 @@ def actions(
             progress.interrupted(output)
             sys.exit(INTERRUPTED)
         if is_first:
-            write_result(output, data.resolve().name, dataset, result)
+            write_result(output, data.resolve().name, dataset, result, overwrite=overwrite)
             click.echo(json.dumps(result.summary(output)) if as_json else result.headline(output))
 
 
@@ -301,9 +305,13 @@ def train_flow(
     from tvnet_cli.device import choose_device
     from tvnet_cli.progress import TrainingProgress
     from tvnet_cli.training import flow as training
+    from tvnet_cli.training.loop import require_training_folder
     from tvnet_cli.training.pairs import find_named_pairs
     from tvnet_cli.training.sources import open_source
 
+    if any(path.is_dir() and output.resolve() == path.resolve() for path in (*paths, *validation)):
+        raise click.UsageError(f"{output} is a folder of pairs or videos: choose another -o for the results")
+    require_training_folder(output, training.RESULTS, overwrite=overwrite)
     tests = find_named_pairs(validation)
     source = open_source(paths, options.seed, options.crop)
     chosen = choose_device(device)
@@ -320,7 +328,7 @@ def train_flow(
         progress.interrupted(output)
         sys.exit(INTERRUPTED)
     rows = training.compare(tvnet, solver, source, options, tests)
-    training.write_result(output, tvnet, solver, source, options, rows, tests, chosen)
+    training.write_result(output, tvnet, solver, source, options, rows, tests, chosen, overwrite=overwrite)
     result = {"weights": str(output / training.WEIGHTS), "comparisons": [dataclasses.asdict(row) for row in rows]}
     click.echo(json.dumps(result) if as_json else training.as_text(rows, output))
 
@@ -491,5 +499,5 @@ def motion(
     if result is None:
         progress.interrupted(output)
         sys.exit(INTERRUPTED)
-    write_motion_result(output, result)
+    write_motion_result(output, result, overwrite=overwrite)
     click.echo(json.dumps(result.summary(output)) if as_json else result.headline(output))

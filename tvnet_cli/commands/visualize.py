@@ -46,6 +46,7 @@ def visualize() -> None:
 @visualize.command()
 @click.argument("file", type=PATH, default="features.h5", metavar="[features.h5]")
 @click.option("-o", "--output", type=PATH, metavar="PAGE.html", help="The page.  [default: beside the file]")
+@click.option("--overwrite", is_flag=True, help="Also replace a file that tvnet did not make.")
 @click.option(
     "--videos", type=PATH, multiple=True, metavar="DIR", help="Where the films lie, for thumbnails; repeatable."
 )
@@ -67,6 +68,7 @@ def visualize() -> None:
 def features(
     file: Path,
     output: Path | None,
+    overwrite: bool,
     videos: tuple[Path, ...],
     labels: Path | None,
     layers: tuple[str, ...],
@@ -81,8 +83,9 @@ def features(
     neighbours of each, and the similarities of all, for every layer.
     """
     output = output or file.with_suffix(".html")
-    check_writable(output, ".html", ".htm")
-    if output.exists() and file.exists() and output.samefile(file):
+    ours = output.exists() and file.exists() and output.samefile(file)
+    check_writable(output, ".html", ".htm", overwrite=overwrite or ours)
+    if ours:
         raise click.UsageError(f"{output} is the feature file: choose another output")
 
     from tvnet_cli.aslan.progress import StageProgress
@@ -148,6 +151,7 @@ _PRESET = click.option(
 _LEAK = click.option("--leak", type=float, help="Share of the gradient that passes a shut ReLU.  [default: of preset]")
 _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of noise and crops.")
 _COMMON_OPTIONS = [
+    click.option("--overwrite", is_flag=True, help="Also replace files that tvnet did not make."),
     DEVICE,
     click.option("-q", "--quiet", is_flag=True, help="Say only what failed."),
     click.option("-v", "--verbose", count=True, help="-vv shows tracebacks."),
@@ -202,6 +206,7 @@ def deepdraw(
     weights: str | None,
     preset: str,
     view: ChannelView,
+    overwrite: bool,
     device: str,
     quiet: bool,
     verbose: int,
@@ -217,7 +222,7 @@ def deepdraw(
     outputs = outputs or (Path(f"{name.replace('/', '_')}.png"),)
     for path in outputs:
         if path.suffix and not path.is_dir():
-            check_writable(path, *SHEET_SUFFIXES, ".mp4")
+            check_writable(path, *SHEET_SUFFIXES, ".mp4", overwrite=overwrite)
 
     from tvnet_cli.device import choose_device
     from tvnet_cli.network.weights import load_model
@@ -229,7 +234,7 @@ def deepdraw(
     chosen = choose_device(device)
     layer = NetworkLayer(load_model(weights), name, options.leak, chosen)
     units = layer.find(words)
-    check_outputs(outputs, layer, units)
+    check_outputs(outputs, layer, units, overwrite=overwrite)
     with DrawingProgress(len(units) * options.num_steps, quiet) as progress:
         drawings = draw_units(layer, units, layer.space(options), options, chosen, progress.step)
         write_drawings(outputs, layer, drawings, view)
@@ -280,6 +285,7 @@ def figure(
     weights: str | None,
     preset: str,
     leak: float | None,
+    overwrite: bool,
     device: str,
     quiet: bool,
     verbose: int,
@@ -293,7 +299,7 @@ def figure(
     """
     options = _draw_options(preset, numbers | {"leak": FIGURE_LEAK if leak is None else leak})
     output = output or _beside(film, "figure")
-    check_writable(output, *SHEET_SUFFIXES)
+    check_writable(output, *SHEET_SUFFIXES, overwrite=overwrite)
 
     from tvnet_cli.device import choose_device
     from tvnet_cli.network.weights import load_model
@@ -337,6 +343,7 @@ def scales(
     short_side: int | None,
     preset: str | None,
     weights: str | None,
+    overwrite: bool,
     device: str,
     quiet: bool,
     verbose: int,
@@ -351,7 +358,7 @@ def scales(
         raise click.UsageError("--weights bring the schedule that they were trained with: leave out its numbers")
     schedule = read_schedule(preset or "tv-l1", FIGURE_SCALES | given)
     output = output or _beside(film, "scales")
-    check_writable(output, *SHEET_SUFFIXES)
+    check_writable(output, *SHEET_SUFFIXES, overwrite=overwrite)
     try:
         frames = FrameOptions(short_side=short_side)
     except ValueError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from tvnet_cli.network.cards import (
     weights_folder,
 )
 from tvnet_cli.options import DEFAULT_WEIGHTS, Stream, TVNetOptions
+from tvnet_cli.writing import MARK, write_together
 
 UNTRAINED = "untrained"
 IN_CHANNELS: dict[Stream, int] = {"flow": 10, "rgb": 3}
@@ -250,6 +250,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, o
 
     Raises
     ------
+    DiskFullError
     WeightsError
         If a file is there, or the tensors are not those of the network of the card.
 
@@ -272,13 +273,12 @@ def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, o
     _build(tensors, card, path)
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    text = as_toml(card_table(card))
+    text = f"# {MARK}\n{as_toml(card_table(card))}"
     try:
-        # The card comes last: weights without their card, or with that of others, are refused.
-        _replace_file(path, content)
-        _replace_file(beside, text.encode())
+        # Were it to end between the two, weights with another card would be refused.
+        write_together({path: content, beside: text.encode()}, sync=True)
     except OSError as error:
-        raise WeightsError(f"cannot write {error.filename or path}: {error.strerror}") from error
+        raise WeightsError(str(error.strerror)) from error
     return card
 
 
@@ -366,20 +366,6 @@ def _some(names: list[str]) -> str:
     """Names for people: the first of many, none of them long."""
     shown = ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:SHOWN])
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file under another name, and rename it once it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:

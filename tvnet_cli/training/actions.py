@@ -24,11 +24,12 @@ from tvnet_cli.options import ActionOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.action_network import ActionNetwork, new_model, parameter_groups
 from tvnet_cli.training.clips import ActionBatch, TrainingClips, refuse_unreadable, validation_clips
-from tvnet_cli.training.confusion import accuracy, write_confusion
+from tvnet_cli.training.confusion import CONFUSION, accuracy, write_confusion
 from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
-from tvnet_cli.training.loop import WEIGHTS, Pace, Report, fit
+from tvnet_cli.training.loop import WEIGHTS, Pace, Report, fit, require_training_folder
 from tvnet_cli.training.processes import add_over_processes, rank_and_world
 
+RESULTS = ("weights.toml", WEIGHTS, *CONFUSION)
 CLIPS_AT_ONCE = 5  # in validation
 VIDEOS_AHEAD = 4  # read while others are worked on
 BATCHES_AHEAD = 2  # read while a step runs
@@ -116,6 +117,8 @@ def train_actions(
     DatasetError, VideoReadError, WeightsError
     """
     rank, world = rank_and_world()
+    if not rank:
+        require_training_folder(folder, RESULTS, overwrite=overwrite)
     if options.batch_size % world:
         raise TrainingError(f"a batch of {options.batch_size} cannot be shared equally by {world} processes")
     model, sha256 = new_model(len(dataset.classes), options, schedule, weights)
@@ -218,7 +221,9 @@ def _sha256(dataset: ActionDataset) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def write_result(folder: Path, data: str, dataset: ActionDataset, result: ActionResult) -> None:
+def write_result(
+    folder: Path, data: str, dataset: ActionDataset, result: ActionResult, *, overwrite: bool = False
+) -> None:
     """Write ``weights.safetensors`` with its card, ``classes.csv`` and ``confusion.svg``.
 
     Parameters
@@ -228,12 +233,17 @@ def write_result(folder: Path, data: str, dataset: ActionDataset, result: Action
         What the data set is called.
     dataset : ActionDataset
     result : ActionResult
+    overwrite : bool
+        Also replace files that this program did not write.
 
     Raises
     ------
+    OutputError
+        As ``require_training_folder``.
     WeightsError
         If they cannot be written.
     """
+    require_training_folder(folder, RESULTS, overwrite=overwrite)
     model, confusion = result.model, result.confusion
     validated = int(confusion.sum())
     card = WeightCard(

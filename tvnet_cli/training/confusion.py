@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from html import escape
 from io import StringIO
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tvnet_cli.training.loop import naming_full_disk
+from tvnet_cli.writing import MARK, write_together
 
+TABLE, PICTURE = CONFUSION = "classes.csv", "confusion.svg"
 CELL, NAME_WIDTH, MARGIN = 16, 180, 40  # pixels of the picture
 RIGHT, WRONG = "#0a58ca", "#b02a37"
 
@@ -24,11 +26,15 @@ def accuracy(confusion: NDArray[np.int64]) -> float:
 
 
 def write_confusion(folder: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Write ``classes.csv``, the table, and ``confusion.svg``, the picture."""
-    texts = {"classes.csv": class_table(confusion, classes), "confusion.svg": confusion_picture(confusion, classes)}
-    for name, text in texts.items():
-        with naming_full_disk(folder / name):
-            (folder / name).write_text(text, "utf-8")
+    """Write ``classes.csv``, the table, and ``confusion.svg``, the picture, which holds the hash of the table.
+
+    Raises
+    ------
+    DiskFullError, OSError
+    """
+    table = class_table(confusion, classes).encode()
+    mark = f"<!-- {MARK}; sha256 of {TABLE}: {hashlib.sha256(table).hexdigest()} -->\n"
+    write_together({folder / TABLE: table, folder / PICTURE: (mark + confusion_picture(confusion, classes)).encode()})
 
 
 def class_table(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:

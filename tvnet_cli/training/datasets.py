@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tvnet_cli.errors import DatasetError
+from tvnet_cli.reading import read_text
 from tvnet_cli.video.files import find_videos
 
 TRAIN = ("train", "training")
@@ -148,17 +149,20 @@ def _refuse(data: Path, what: str, names: Sequence[str]) -> None:
 def _read_table(path: Path) -> Parts:
     parts: dict[bool, list[Entry]] = {True: [], False: []}
     rows = csv.DictReader(_text(path).splitlines())
-    missing = [name for name in ("video", "label", "split") if name not in (rows.fieldnames or ())]
-    if missing:
-        raise DatasetError(f"{path} has no column {missing[0]}: the first line should be video,label,split")
-    for row in rows:
-        name, label, split = ((row[column] or "").strip() for column in ("video", "label", "split"))
-        if not name or not label or split.lower() not in TRAIN + VALIDATION:
-            raise DatasetError(
-                f"{path}, line {rows.line_num}: a video, its label and the split train or val are needed, "
-                f"not {name!r}, {label!r}, {split!r}"
-            )
-        parts[split.lower() in TRAIN].append((name, label, path.parent / name))
+    try:
+        missing = [name for name in ("video", "label", "split") if name not in (rows.fieldnames or ())]
+        if missing:
+            raise DatasetError(f"{path} has no column {missing[0]}: the first line should be video,label,split")
+        for row in rows:
+            name, label, split = ((row[column] or "").strip() for column in ("video", "label", "split"))
+            if not name or not label or split.lower() not in TRAIN + VALIDATION:
+                raise DatasetError(
+                    f"{path}, line {rows.line_num}: a video, its label and the split train or val are needed, "
+                    f"not {name!r}, {label!r}, {split!r}"
+                )
+            parts[split.lower() in TRAIN].append((name, label, path.parent / name))
+    except csv.Error as error:
+        raise DatasetError(f"cannot read the table {path}, line {rows.line_num}: {error}") from error
     return None, parts[True], parts[False]
 
 
@@ -172,10 +176,10 @@ def _find_lists(folder: Path, here_only: bool) -> Path | None:
 
 def _read_ucf101(data: Path, lists: Path, split: int) -> Parts:
     numbers = {}
-    for line in _lines(lists / "classInd.txt"):
+    for row, line in _lines(lists / "classInd.txt"):
         number, _, name = line.strip().partition(" ")
         if not number.isdecimal() or not name:
-            raise DatasetError(f"{lists / 'classInd.txt'}: {line.strip()!r} is no number and class")
+            raise DatasetError(f"{lists / 'classInd.txt'}, line {row}: {line.strip()!r} is no number and class")
         numbers[int(number)] = name
     parts = []
     for part in ("train", "test"):
@@ -183,13 +187,15 @@ def _read_ucf101(data: Path, lists: Path, split: int) -> Parts:
         if not path.is_file():
             raise _no_split(lists, split, path.name)
         entries = []
-        for line in _lines(path):
+        for row, line in _lines(path):
             name, _, number = line.strip().rpartition(" ")
             if not number.isdecimal():  # test lists have no labels
                 name, number = line.strip(), ""
             label = name.partition("/")[0]
             if number and numbers.get(int(number)) != label:
-                raise DatasetError(f"{path}: {name} has the label {number}, which is not {label} in classInd.txt")
+                raise DatasetError(
+                    f"{path}, line {row}: {name} has the label {number}, which is not {label} in classInd.txt"
+                )
             entries.append((name, label, data / name))
         parts.append(entries)
     return [numbers[number] for number in sorted(numbers)], parts[0], parts[1]
@@ -203,10 +209,10 @@ def _read_hmdb51(data: Path, lists: Path, split: int) -> Parts:
     parts: dict[str, list[Entry]] = {"0": [], "1": [], "2": []}  # 0: in neither part
     for path in paths:
         label = path.name.removesuffix(suffix)
-        for line in _lines(path):
+        for row, line in _lines(path):
             name, _, part = line.strip().rpartition(" ")
             if part not in parts:
-                raise DatasetError(f"{path}: {line.strip()!r} is no video and 0, 1 or 2")
+                raise DatasetError(f"{path}, line {row}: {line.strip()!r} is no video and 0, 1 or 2")
             parts[part].append((f"{label}/{name.strip()}", label, data / label / name.strip()))
     return None, parts["1"], parts["2"]
 
@@ -242,15 +248,12 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text that are not empty."""
-    return [line for line in _text(path).splitlines() if line.strip()]
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text that are not empty, each with its number, from 1 on."""
+    return [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise DatasetError(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
+    if not path.exists():
+        raise DatasetError(f"no such file: {path}")
+    return read_text(path, "the list" if path.suffix == ".txt" else "the table")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from tvnet_cli.device import true_float32
@@ -22,13 +21,16 @@ from tvnet_cli.network.weights import TVNET_PREFIX, write_weights
 from tvnet_cli.options import FlowTrainingOptions, TVNetOptions, as_dict
 from tvnet_cli.recipe import software
 from tvnet_cli.training.drawn import drawn_pair
-from tvnet_cli.training.loop import Pace, Report, cosine, fit, naming_full_disk
+from tvnet_cli.training.loop import Pace, Report, cosine, fit, require_training_folder
 from tvnet_cli.training.losses import endpoint_error, flow_loss
 from tvnet_cli.training.pairs import KnownPair, PairFiles, read_pair, stack
 from tvnet_cli.training.sources import PairSource
 from tvnet_cli.video.sequence import Picture
+from tvnet_cli.visualize.pictures import as_png
+from tvnet_cli.writing import write_whole
 
 WEIGHTS, PICTURE = "tvnet.safetensors", "flow.png"
+RESULTS = ("tvnet.toml", WEIGHTS, PICTURE)
 NUM_DRAWN, DRAWN_SIZE = 32, 256  # pairs and pixels of their sides, on which every training is tested
 MOST_SHOWN = 12  # single pairs in a table
 DRAWN_SEED = 1_000_000  # added to the seed of the training: other scenes
@@ -135,6 +137,7 @@ def train_flow(
     TrainingError
         See ``tvnet_cli.training.loop.fit``.
     """
+    require_training_folder(folder, RESULTS, overwrite=overwrite)
     device = torch.device(device)
     model = FlowModel(solver, options.train_numbers).to(device)
     trained = [model.tvnet.gradient_kernels, model.tvnet.divergence_kernels]
@@ -255,6 +258,8 @@ def write_result(
     comparisons: Sequence[Comparison],
     validation: Sequence[tuple[str, PairFiles]] = (),
     device: torch.device | str = "cpu",
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the weights, which ``tvnet flow --weights`` takes, and a picture.
 
@@ -263,9 +268,12 @@ def write_result(
 
     Raises
     ------
+    OutputError
+        As ``require_training_folder``.
     WeightsError
         If they cannot be written.
     """
+    require_training_folder(folder, RESULTS, overwrite=overwrite)
     numbers = {row.name: {"pairs": row.pairs, "before": row.before, "after": row.after} for row in comparisons}
     how = {"loss": "endpoint error" if source.labelled else "flow loss"}
     card = WeightCard(
@@ -287,8 +295,7 @@ def write_result(
         flows.insert(0, pair.truth)
     scale = max(longest(flows[0]), 1.0)
     tiles = [pair.first, *(flow_to_colour(flow, scale) for flow in flows)]
-    with naming_full_disk(folder / PICTURE):
-        Image.fromarray(np.concatenate(tiles, 1)).save(folder / PICTURE)
+    write_whole(folder / PICTURE, as_png(np.concatenate(tiles, 1)))
 
 
 @torch.inference_mode()

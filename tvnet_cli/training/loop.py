@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +16,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from tvnet_cli.errors import DiskFullError, TrainingError
+from tvnet_cli.errors import DatasetError, OutputError, TrainingError
 from tvnet_cli.interrupt import interruptible
 from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, read_whole
 from tvnet_cli.network.pickles import require_harmless
+from tvnet_cli.reading import read_text
 from tvnet_cli.recipe import Recipe, first_difference
-from tvnet_cli.writing import DISK_IS_FULL
+from tvnet_cli.writing import MARK, is_marked, require_replaceable, write_whole, writing
 
 CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.csv", "weights.safetensors"
+MAX_LOG_BYTES = 1 << 30  # millions of steps
+LOGGED = {"loss", "gradient_norm", "learning_rate"}  # columns of every log, behind the step
 
 Batch = TypeVar("Batch")
 Report = Callable[[int, dict[str, float]], None]
@@ -107,13 +109,17 @@ def fit(
 
     Raises
     ------
+    OutputError
+        If the folder holds a log that no training made, and ``overwrite`` is false.
     TrainingError
         If the folder holds another training, or a loss, a gradient, a weight or what ``validate`` gives is no finite
         number; the last checkpoint stays.
     DiskFullError
         The last checkpoint stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if _is_first():
+        require_training_folder(folder, overwrite=overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     done = 0
@@ -188,49 +194,57 @@ def _diverged(done: int, what: str) -> TrainingError:
     )
 
 
-@contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """While a file is written: a full disk is an error that names it.
+def require_training_folder(folder: Path, results: Sequence[str] = (), *, overwrite: bool) -> None:
+    """Refuse a folder for a training in which files of others would be replaced.
+
+    Files that this program writes hold its mark; a log, which has no room for one, is known by its columns. Those of
+    version 0.1.0 have no mark, and are known by its checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+    results : sequence of str
+        Names of files that are written beside the checkpoint and the log. The word of the card of weights is taken for
+        the weights, and that of ``confusion.svg`` for ``classes.csv``.
+    overwrite : bool
+        Also replace files that this program did not write.
 
     Raises
     ------
-    DiskFullError
+    OutputError
+        If a file is there that this program did not write, and ``overwrite`` is false; or if it is no folder.
+    TrainingError
+        If the log is not that of a training.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_IS_FULL:
-            raise DiskFullError(
-                f"cannot write {path}: {error.strerror}; make room and give the command again: a training goes on "
-                "from its last checkpoint"
-            ) from error
-        raise
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is no folder: choose another one for the training")
+    checkpoint, log = folder / CHECKPOINT, folder / LOG
+    resumes = checkpoint.exists() and not overwrite
+    if resumes and log.exists():
+        _read_log(log)
+    elif not _is_log(log):
+        require_replaceable(log, overwrite=overwrite)
+    old = resumes and checkpoint.is_file() and not is_marked(checkpoint)
+    for name in results:
+        path = folder / name
+        voucher = path.with_suffix(".toml") if path.suffix == ".safetensors" else folder / "confusion.svg"
+        require_replaceable(path, overwrite=overwrite or old, voucher=voucher)
 
 
 def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int, recipe: Recipe) -> None:
     """Write the checkpoint in the place of the old one."""
     if _is_first():
-        state = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": recipe}
+        state = {"generator": MARK, "step": done, "recipe": recipe}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         content = io.BytesIO()  # torch hides what a file on the disk says against it
         torch.save(state, content)
-        _replace(path, content.getbuffer())
+        write_whole(path, content.getbuffer(), sync=True)
     _wait_for_all()
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside the old one, then put it in its place."""
-    part = path.with_suffix(".part")
-    try:
-        with naming_full_disk(path), part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
+    if not path.is_file():
+        raise TrainingError(f"cannot read the checkpoint {path}: it is no file")
     try:
         content = read_whole(path, MAX_WEIGHT_BYTES)
     except OSError as error:
@@ -256,17 +270,15 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rec
 
 
 class _Log:
-    """The CSV file of a run, one row a step; rows behind the checkpoint that is gone on with are dropped."""
+    """The CSV file of a run, one row a step; rows behind the checkpoint that is resumed from are dropped."""
 
     def __init__(self, path: Path, done: int) -> None:
         self.path = path
         self.columns: list[str] = []
         self.rows: list[dict[str, str]] = []
         if done and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self.rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= done]
-                self.columns = list(reader.fieldnames or [])
+            self.columns, rows = _read_log(path)
+            self.rows = [row for row in rows if int(row["step"]) <= done]
         self.first = _is_first()
         if self.first:
             self._write_all()
@@ -277,7 +289,7 @@ class _Log:
         if not self.first:
             return
         if row.keys() <= set(self.columns):
-            with naming_full_disk(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self.columns += [name for name in row if name not in self.columns]
@@ -288,7 +300,44 @@ class _Log:
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(self.rows)
-        _replace(self.path, text.getvalue().encode())
+        write_whole(self.path, text.getvalue().encode(), sync=True)
+
+
+def _is_log(path: Path) -> bool:
+    try:
+        _read_log(path)
+    except TrainingError:
+        return False
+    return True
+
+
+def _read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a log; a last row that was written half is left out.
+
+    Raises
+    ------
+    TrainingError
+        If it is not the log of a training.
+    """
+    advice = "it is not the log of this training: move it away, or --overwrite to begin anew"
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, "the log", MAX_LOG_BYTES), newline=""))
+        columns = list(reader.fieldnames or [])
+        if columns and (columns[0] != "step" or not set(columns) >= LOGGED):
+            raise TrainingError(f"{path} has the columns {', '.join(columns)[:80]}: {advice}")
+        rows: list[dict[str, str]] = []
+        half = 0
+        for row in reader:
+            if half or None in row or not row["step"].isdecimal():
+                raise TrainingError(f"{path}, line {half or reader.line_num}: {advice}")
+            if None in row.values():
+                half = reader.line_num
+            else:
+                rows.append(row)
+    except (DatasetError, csv.Error) as error:
+        reason = str(error) if isinstance(error, DatasetError) else f"cannot read the log {path}: {error}"
+        raise TrainingError(f"{reason}; move it away, or --overwrite to begin anew") from error
+    return columns, rows
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from tvnet_cli.network.stack import frame_pairs, prepare_rgb, stack_flow
 from tvnet_cli.network.weights import load_weights, tensors_to_keep, untrained_model, write_weights
 from tvnet_cli.options import PretrainOptions, Stage, TVNetOptions
 from tvnet_cli.recipe import Recipe, software
-from tvnet_cli.training.confusion import accuracy, write_confusion
-from tvnet_cli.training.loop import WEIGHTS, Pace, Report, cosine, fit
+from tvnet_cli.training.confusion import CONFUSION, accuracy, write_confusion
+from tvnet_cli.training.loop import WEIGHTS, Pace, Report, cosine, fit, require_training_folder
 from tvnet_cli.training.losses import flow_loss
 from tvnet_cli.training.motion import CLASS_NAMES, CLIP_LENGTH, motion_clip
 
@@ -32,6 +32,7 @@ NUM_DIRECTIONS = 8  # of the histograms of flow
 STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
 VALIDATION_CLIPS = 4  # of each class
 CHECKPOINT_EVERY = 50  # steps
+RESULTS = ("weights.toml", WEIGHTS, *CONFUSION)
 PIECE = 4  # clips drawn at once by one thread
 
 # Network inputs (B, 10 or 3, H, W), or frames (B, 6, 3, H, W) where TVNet is trained; and labels (B,).
@@ -220,6 +221,7 @@ def train_motion(
     WeightsError
         If the weights cannot be read or are of other classes.
     """
+    require_training_folder(folder, RESULTS, overwrite=overwrite)
     device = torch.device(device)
     labels = classes_without(options.held_out)
     if len(labels) < 2:
@@ -369,14 +371,17 @@ def _nearest_neighbours_alike(model: MotionModel, labels: Sequence[int], pool: E
     return float((known[nearest] == known).float().mean())
 
 
-def write_motion_result(folder: Path, result: MotionResult) -> None:
+def write_motion_result(folder: Path, result: MotionResult, *, overwrite: bool = False) -> None:
     """Write ``weights.safetensors``, in half precision, with its card, ``classes.csv`` and ``confusion.svg``.
 
     Raises
     ------
+    OutputError
+        As ``require_training_folder``.
     WeightsError
         If they cannot be written.
     """
+    require_training_folder(folder, RESULTS, overwrite=overwrite)
     model, confusion, classes = result.model, result.confusion, result.recipe["classes"]
     card = WeightCard(
         stream=model.options.stream,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from tvnet_cli.errors import OutputError, UnitError
@@ -18,10 +17,10 @@ from tvnet_cli.flow.film import FlowFilm
 from tvnet_cli.options import SHEET_SUFFIXES, ChannelView
 from tvnet_cli.video.sequence import Picture
 from tvnet_cli.visualize.deepdraw import Canvas, Drawing
-from tvnet_cli.visualize.pictures import canvas_pictures, imagined_flow
+from tvnet_cli.visualize.pictures import as_png, canvas_pictures, imagined_flow
 from tvnet_cli.visualize.sheet import Panel, Row, write_sheet
 from tvnet_cli.visualize.units import Input, NetworkLayer
-from tvnet_cli.writing import replacing
+from tvnet_cli.writing import require_replaceable, write_whole
 
 FILM_SUFFIX = ".mp4"
 FIELD_SECONDS, ROUNDS = Fraction(1, 5), 4  # how long a film shows a field, and how often all of them
@@ -29,19 +28,25 @@ GRAIN, GRAIN_CONTRAST = 2.0, 60.0  # pixels and grey levels, of the texture that
 SHEET_COLUMNS = 6
 
 
-def check_outputs(outputs: Sequence[Path], layer: NetworkLayer, units: Sequence[int]) -> None:
+def check_outputs(
+    outputs: Sequence[Path], layer: NetworkLayer, units: Sequence[int], *, overwrite: bool = False
+) -> None:
     """Refuse, before minutes of work, outputs that cannot be written after it.
 
     Raises
     ------
     OutputError
+        Also if a file is there that this program did not write, and ``overwrite`` is false.
     """
     for path in outputs:
-        suffix = path.suffix.lower()
+        suffix = "" if _is_folder(path) else path.suffix.lower()
         if suffix == FILM_SUFFIX and not layer.sees_flow:
             raise OutputError(f"{path}: {layer.weights} see pictures, not flow, and a picture gives no film")
         if suffix == FILM_SUFFIX and len(units) > 1:
             raise OutputError(f"{path}: a film shows one unit, and {len(units)} were asked for: give a folder")
+        files = [file for unit in units for file in _files_of(path, layer, unit)] if _is_folder(path) else [path]
+        for file in files:
+            require_replaceable(file, overwrite=overwrite)
 
 
 def write_drawings(
@@ -72,20 +77,30 @@ def write_drawings(
             continue
         rows[title] = canvas_pictures(drawing.canvas, layer.how, view)
         for path in outputs:
-            if not path.suffix:
+            if _is_folder(path):
                 path.mkdir(parents=True, exist_ok=True)
-                name = layer.file_name(drawing.unit)
-                _write_pictures(path / f"{name}.png", {title: rows[title]})
-                if layer.sees_flow:
-                    write_film(path / f"{name}{FILM_SUFFIX}", drawing.canvas, layer.how)
+                picture, *film = _files_of(path, layer, drawing.unit)
+                _write_pictures(picture, {title: rows[title]})
+                if film:
+                    write_film(film[0], drawing.canvas, layer.how)
             elif path.suffix.lower() == FILM_SUFFIX:
                 write_film(path, drawing.canvas, layer.how)
     for path in outputs:
-        if rows and path.suffix.lower() in SHEET_SUFFIXES:
+        if rows and not _is_folder(path) and path.suffix.lower() in SHEET_SUFFIXES:
             _write_pictures(path, rows)
     if dead:
         named = f"{', '.join(dead)} of {layer.name}"
         raise UnitError(f"dead, without any gradient to begin with: {named}; --leak 0.01 gives them one")
+
+
+def _is_folder(path: Path) -> bool:
+    return not path.suffix or path.is_dir()
+
+
+def _files_of(folder: Path, layer: NetworkLayer, unit: int) -> list[Path]:
+    """Return the picture of a unit in a folder and, of flow, its film."""
+    name = layer.file_name(unit)
+    return [folder / f"{name}{suffix}" for suffix in (".png", *([FILM_SUFFIX] if layer.sees_flow else []))]
 
 
 def write_film(path: Path, canvas: Canvas, how: Input) -> None:
@@ -120,8 +135,7 @@ def _write_pictures(path: Path, rows: dict[str, dict[str, Picture]]) -> None:
     """One picture as it is; more as a sheet, a row for each unit, or units side by side where each has one."""
     pictures = [picture for row in rows.values() for picture in row.values()]
     if len(pictures) == 1 and path.suffix.lower() == ".png":
-        with replacing(path) as new:
-            Image.fromarray(pictures[0]).save(new, "PNG")
+        write_whole(path, as_png(pictures[0]))
     elif len(pictures) == len(rows):
         panels = [Panel(picture, title) for title, picture in zip(rows, pictures, strict=True)]
         starts = range(0, len(panels), SHEET_COLUMNS)

@@ -31,6 +31,7 @@ from tvnet_cli.video.files import find_videos
 from tvnet_cli.video.thumbnails import thumbnail
 from tvnet_cli.visualize.feature_map import LEAST_FOR_TSNE, LayerMap, Matrix, Progress, map_layer
 from tvnet_cli.visualize.grouping import NO_GROUP, Grouping, group_by_folder, group_by_table
+from tvnet_cli.writing import MARK
 
 SAME_PLACE = 1e-9  # a map whose points are no further apart is one point
 
@@ -239,6 +240,7 @@ def _html(name: str, data: dict[str, Any]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="generator" content="{MARK}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(name)} - tvnet</title>\n<style>{style}</style>\n</head>\n<body>\n{body}"
         f'<script type="application/json" id="data">{plain}</script>\n<script>{script}</script>\n</body>\n</html>\n'

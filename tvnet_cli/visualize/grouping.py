@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tvnet_cli.aslan.features import VideoFinder
 from tvnet_cli.errors import DatasetError
+from tvnet_cli.reading import read_text
 
 VIDEO_COLUMNS = ("video_id", "video", "file", "path", "filename", "name")
 LABEL_COLUMNS = ("label", "class", "category", "action")
@@ -96,14 +97,10 @@ def _grouping(kind: Literal["label", "folder"], groups: Sequence[str]) -> Groupi
 
 def _read_labels(path: Path) -> dict[str, str]:
     """The label of each video of a table, empty where it has none."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text: {error.reason}"
-        raise DatasetError(f"cannot read {path}: {reason}") from error
+    text = read_text(path, "the labels")
     head = text.partition("\n")[0]
+    rows = csv.DictReader(StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     try:
-        rows = csv.DictReader(StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
         names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
         video, label = (
             next((names[name] for name in known if name in names), None) for known in (VIDEO_COLUMNS, LABEL_COLUMNS)
@@ -119,7 +116,7 @@ def _read_labels(path: Path) -> dict[str, str]:
             if name and labels.setdefault(name, own) != own:
                 raise DatasetError(f"{path}, line {rows.line_num}: {name} is {own!r} here, and {labels[name]!r} before")
     except csv.Error as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
+        raise DatasetError(f"cannot read the labels {path}, line {rows.line_num}: {error}") from error
     if not labels:
         raise DatasetError(f"{path} holds no videos")
     return labels

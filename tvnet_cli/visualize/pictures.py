@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tvnet_cli.network.cards import FlowInput, RGBInput
 from tvnet_cli.options import ChannelView
 from tvnet_cli.video.sequence import Picture
 from tvnet_cli.visualize.deepdraw import Canvas
 from tvnet_cli.visualize.units import LEVELS_PER_PIXEL, STILL_LEVEL, Input
+from tvnet_cli.writing import MARK
 
 MID_GREY = 128
 STRETCHED = 0.999  # share of the pixels that a stretched picture does not clip
@@ -53,6 +58,14 @@ def stretched(picture: Picture) -> Picture:
     away = picture.astype(np.float64) - MID_GREY
     most = np.quantile(np.abs(away), STRETCHED)
     return _levels(MID_GREY + away * (MID_GREY - 1) / max(most, 1))
+
+
+def as_png(picture: Picture) -> bytes:
+    """Return a picture (H, W) or (H, W, 3), uint8, as a PNG file with the mark of this program."""
+    info, file = PngInfo(), BytesIO()
+    info.add_text("Software", MARK)
+    Image.fromarray(picture).save(file, "PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def _components(canvas: Canvas, how: Input) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from matplotlib.textpath import text_to_path
 
 from tvnet_cli.flow.colour import colour_disc
 from tvnet_cli.video.sequence import Picture
-from tvnet_cli.writing import write_whole
+from tvnet_cli.writing import MARK, write_whole
 
 # In inches, as print is measured; at this resolution a frame with 256 rows is about as large as its picture.
 DPI = 300
@@ -37,7 +37,11 @@ SETTINGS: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "tvnet",
 }
-UNDATED = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+METADATA = {
+    ".png": {"Software": MARK},
+    ".svg": {"Creator": MARK, "Date": None},
+    ".pdf": {"Creator": MARK, "CreationDate": None},
+}
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class _Page:
     def save(self, path: Path) -> None:
         written = BytesIO()
         suffix = path.suffix.lower()
-        self.figure.savefig(written, format=suffix[1:], dpi=DPI, metadata=UNDATED[suffix])
+        self.figure.savefig(written, format=suffix[1:], dpi=DPI, metadata=METADATA[suffix])
         write_whole(path, written.getvalue())
 
 
