@@ -12,6 +12,7 @@ from types import FrameType
 
 EXIT_CODE = 130
 SHOW_CURSOR = "\x1b[?25h"
+HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def interruptible(hard: bool = False) -> Iterator[threading.Event]:
     """Inside it the first Ctrl-C is an event, to be asked for between two pieces of work; the second one stops at once.
 
     An exception in the middle of a piece, which Ctrl-C is otherwise, could lose half of it, such as a packet of a film
-    between its encoder and its file. SIGTERM, by which systems announce that they are about to kill, is the same.
+    between its encoder and its file. SIGTERM, by which systems announce that they are about to kill, is the same, and so
+    is SIGHUP, by which a terminal says that it is closed; ``nohup`` still keeps that out.
 
     Parameters
     ----------
@@ -42,7 +44,8 @@ def interruptible(hard: bool = False) -> Iterator[threading.Event]:
             os.write(2, SHOW_CURSOR.encode())  # which a progress bar hides
         os._exit(EXIT_CODE)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangups = [HANGUP] if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, *hangups)}
     try:
         yield event
     finally:

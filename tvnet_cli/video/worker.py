@@ -40,7 +40,8 @@ def main() -> None:
     """Answer until the other end is gone, which ends the film in hand too."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints would print into the answers
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systems send it to all processes of a job: the other end decides
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        signal.signal(number, signal.SIG_IGN)  # systems send it to all processes of a job: the other end decides
     questions: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(questions,), daemon=True).start()
     with suppress(Exception):  # now, and not when a film waits; what is wrong with it is said then
