@@ -172,9 +172,7 @@ def make_folder(folder: Path, *, overwrite: bool = False) -> Path:
     return folder
 
 
-def write_report(
-    folder: Path, report: Report, frames: MiddleFrames | None = None, *, overwrite: bool = False
-) -> None:
+def write_report(folder: Path, report: Report, frames: MiddleFrames | None = None, *, overwrite: bool = False) -> None:
     """Write ``report.json``, ``scores.csv``, ``roc.txt``, ``roc.svg`` and ``index.html``, all of them or none.
 
     Parameters
