@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -357,3 +357,12 @@ def test_tracebacks_come_with_vv_only(monkeypatch):
     monkeypatch.setattr(doctor, "_weights", lambda: 1 / 0)
     assert "Traceback" not in run().output
     assert "Traceback" in run("-vv").output
+
+
+def test_a_full_disk_is_named(small_disk):
+    with (small_disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    facts = doctor._writing(small_disk)
+    assert facts.state == "failed"
+    assert f".tvnet-doctor: the disk at {small_disk} is full: No space left on device" in facts.found["error"]

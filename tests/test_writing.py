@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from tvnet_cli.errors import OutputError
-from tvnet_cli.writing import MARK, MARKED_BYTES, replacing, require_replaceable, write_whole
+from tvnet_cli.errors import DiskFullError, OutputError
+from tvnet_cli.writing import (
+    MARK,
+    MARKED_BYTES,
+    is_vouched_for,
+    replacing,
+    require_replaceable,
+    write_together,
+    write_whole,
+)
 
 
 def test_a_file_of_someone_else_is_replaced_on_request_alone(tmp_path: Path):
@@ -58,3 +67,23 @@ def test_a_leftover_of_another_run_is_never_touched(tmp_path: Path):
         (tmp_path / name).write_text("precious")
     write_whole(tmp_path / "a.txt", b"ours")
     assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["ours", "precious", "precious", "precious"]
+
+
+def test_a_table_is_known_by_its_hash_in_a_marked_file(tmp_path: Path):
+    table, page = tmp_path / "table.csv", tmp_path / "page.html"
+    table.write_text("1,2")
+    digest = hashlib.sha256(b"1,2").hexdigest()
+    for content, ours in ((f"{MARK} {digest}", True), (digest, False), (MARK, False)):
+        page.write_text(content)
+        assert is_vouched_for(table, page) is ours
+    assert not is_vouched_for(table, tmp_path / "gone.html")
+    page.write_text(f"{MARK} {digest}")
+    require_replaceable(table, overwrite=False, voucher=page)
+
+
+def test_of_files_that_are_written_together_none_changes_if_one_cannot_be_written(tmp_path: Path, no_room_for):
+    (tmp_path / "a").write_text("old")
+    no_room_for("b")
+    with pytest.raises(DiskFullError, match=r"cannot write .*/b: "):
+        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]

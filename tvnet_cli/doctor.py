@@ -23,6 +23,7 @@ from typing import Any, Literal
 from tvnet_cli import __version__
 from tvnet_cli.errors import FeatureFileError, TVNetError, WeightsError
 from tvnet_cli.options import DEFAULT_WEIGHTS
+from tvnet_cli.writing import DISK_IS_FULL, no_room
 
 State = Literal["ok", "warning", "failed"]
 Found = dict[str, Any]
@@ -396,6 +397,8 @@ def _writing(folder: Path) -> _Facts:
                 work(Path(place))
                 facts.found[step] = "yes"
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+            error = no_room(folder / ".tvnet-doctor", error)
         facts.found["error"] = _one_line(error)
         facts.fail("nothing can be kept here" if facts.found.get("written") != "yes" else "feature files fail here")
     else:

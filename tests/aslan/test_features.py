@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import tempfile
 from dataclasses import replace
 
 import h5py
@@ -10,7 +12,7 @@ from pair_files import class_features, pair_numbers, sample_ids, write_csv, writ
 
 from tvnet_cli.aslan.features import VideoFinder, open_features
 from tvnet_cli.aslan.pairs import read_pairs
-from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.errors import DatasetError, DiskFullError, FeatureFileError
 from tvnet_cli.features import table as module
 
 ROWS = pair_numbers()
@@ -284,3 +286,24 @@ def test_files_of_another_kind_are_refused(tmp_path, pairs, kind, message):
         pass
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["archive", "folder"])
+def test_a_temporary_folder_without_room_is_named_and_not_the_input(tmp_path, pairs, monkeypatch, kind):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "folder").mkdir()
+    values = np.ones((4, 100_000))
+    np.savez_compressed(tmp_path / "archive", video_id=["a", "b", "c", "d"], f=values)
+    for row in range(4):
+        np.savez_compressed(tmp_path / "folder" / f"{row}.npz", f=values[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / ("archive.npz" if kind == "archive" else "folder")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        with pytest.raises(DiskFullError, match=r"cannot write .*/temporary/tvnet-.*TMPDIR names") as caught:  # noqa: SIM117
+            with open_features([path], pairs):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) not in str(caught.value)

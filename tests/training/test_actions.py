@@ -283,3 +283,11 @@ def test_tensorboard_gets_each_number(tmp_path, monkeypatch):
     report(7, {"loss": 0.5})
     report(8, {"loss": 0.25})
     assert written == [(str(tmp_path), 7), ("loss", 0.5, 7), ("loss", 0.25, 8)]
+
+
+@pytest.mark.parametrize("place", [".", "actions"])
+def test_results_do_not_go_among_the_classes(films, place):
+    result = run(films, films / place)
+    assert result.exit_code == 2
+    assert "where each folder is a class of videos: choose another -o" in result.stderr
+    assert not (films / "actions").exists()

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from tvnet_cli.cli import main
-from tvnet_cli.errors import TrainingError, WeightsError
+from tvnet_cli.errors import OutputError, TrainingError, WeightsError
 from tvnet_cli.network.weights import load_models, load_weights
 from tvnet_cli.options import PretrainOptions, Stage
 from tvnet_cli.training import pretrain
@@ -22,6 +22,7 @@ from tvnet_cli.training.pretrain import (
     train_motion,
     write_motion_result,
 )
+from tvnet_cli.writing import is_marked
 
 FEW = PretrainOptions(
     stages=(Stage(steps=2, batch_size=6, size=96), Stage(steps=2, batch_size=4, size=95, train_flow=True)),
@@ -222,3 +223,38 @@ def test_directions_say_where_and_whither_and_not_how_fast():
     torch.testing.assert_close(right, down.roll(-2), rtol=0.2, atol=0.01)
     assert found.sum() == pytest.approx(float(right.sum() + down.sum()), rel=1e-5)
     assert directions_of_flow(0.1 * stacks[:1], (2, 2)).square().mean() < 0.4  # hardly anything moves
+
+
+def test_results_are_replaced_by_those_of_the_next_run(trained, tmp_path):
+    for _ in range(2):
+        write_motion_result(tmp_path, trained[1])
+    assert is_marked(trained[0] / "checkpoint.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(pretrain.RESULTS)
+
+
+@pytest.mark.parametrize("name", pretrain.RESULTS)
+def test_results_that_no_training_made_are_refused_before_the_work(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=rf"{name} exists, and tvnet did not make it.*--overwrite"):
+        train_motion(tmp_path, FEW)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "classes.csv"])
+def test_a_result_that_was_changed_since_is_not_ours(trained, tmp_path, name):
+    write_motion_result(tmp_path, trained[1])
+    with (tmp_path / name).open("ab") as file:
+        file.write(b"my notes")
+    with pytest.raises(OutputError, match=name):
+        write_motion_result(tmp_path, trained[1])
+    write_motion_result(tmp_path, trained[1], overwrite=True)
+
+
+def test_results_of_version_0_1_0_are_known_by_its_checkpoint(trained, tmp_path):
+    """It left no mark in any file."""
+    state = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    del state["generator"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    for name in pretrain.RESULTS:
+        (tmp_path / name).write_text("of 0.1.0")
+    assert train_motion(tmp_path, FEW) is not None

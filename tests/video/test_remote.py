@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +84,28 @@ def test_no_copy_is_made_that_would_fill_the_disk(films, server, monkeypatch):
     usage = shutil.disk_usage(tempfile.gettempdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=remote.SPARE_BYTES + 999))
     with pytest.raises(VideoReadError, match="has no room for a copy") as caught:
+        read(f"{server.url}/a.mp4")
+    assert caught.value.code == "unreadable"
+    assert server.sent < 3 * (films / "a.mp4").stat().st_size
+
+
+@pytest.mark.parametrize("what", ["write", "open"])
+def test_a_folder_for_copies_that_is_full_is_named_and_not_the_server(films, server, monkeypatch, what):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise full
+
+    def temporary():
+        if what == "open":
+            raise full
+        return Full()
+
+    server.sends_pieces = False
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
+    with pytest.raises(VideoReadError, match=f"{tempfile.gettempdir()} has no room for a copy .TMPDIR") as caught:
         read(f"{server.url}/a.mp4")
     assert caught.value.code == "unreadable"
     assert server.sent < 3 * (films / "a.mp4").stat().st_size

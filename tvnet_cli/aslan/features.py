@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tvnet_cli.aslan.arrays import archive_members, file_header, load_array, load_member, require_room, unpack
 from tvnet_cli.aslan.matlab import matlab_hdf5, matlab_shapes, read_matlab
 from tvnet_cli.aslan.pairs import PairSplits, sample_id
-from tvnet_cli.errors import DatasetError, FeatureFileError
+from tvnet_cli.errors import DatasetError, DiskFullError, FeatureFileError
 from tvnet_cli.features.table import (
     Source,
     VideoTable,
@@ -33,6 +33,7 @@ from tvnet_cli.features.table import (
     times,
 )
 from tvnet_cli.hdf5 import is_hdf5
+from tvnet_cli.writing import DISK_IS_FULL, no_room
 
 ID_LISTS = ("video_id.txt", "video_id.npy", "ids.txt", "ids.npy")
 STIP_MATRIX = re.compile(r"STIP_(\w+)_pairs_mat")
@@ -208,7 +209,8 @@ class StipFeatures:
         """One table for each tested split."""
         for split in tested:
             path = self.staging / f"{self.name}.npy"
-            ids = self._lay_out(path, split)
+            with _staged(self.staging):
+                ids = self._lay_out(path, split)
             yield from FileFeatures(
                 self.name, [Source(str(self.path), path, "", ids, (len(ids), self.num_values))]
             ).tables(videos, tested)
@@ -311,7 +313,7 @@ def _stip_matrices(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _sources(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
     """The feature types of a file or folder."""
-    with readable(path):
+    with readable(path), _staged(staging):
         if path.is_dir():
             yield from _from_folder(path, staging)
         elif is_hdf5(path):
@@ -322,6 +324,17 @@ def _sources(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:
             yield from _from_npy(path, _id_list(path.parent))
         else:
             raise FeatureFileError(f"{path} is no feature file: expected {UNKNOWN_FILE}")
+
+
+@contextmanager
+def _staged(staging: Path) -> Iterator[None]:
+    """Name the temporary folder, and not the input, where there is no room for what is laid out flat in it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise DiskFullError(f"{no_room(staging, error)} (TMPDIR names another folder)") from error
+        raise
 
 
 def _from_npz(path: Path, staging: Path) -> Iterator[tuple[str, Source]]:

@@ -69,7 +69,7 @@ def read_pairs(folder: Path) -> list[KnownPair]:
     pairs = []
     for truth in sorted(folder.glob("*/flow10.flo")):
         frames = [truth.with_name(name) for name in ("frame10.png", "frame11.png")]
-        if all(frame.is_file() for frame in frames):
+        if all(path.is_file() for path in (truth, *frames)):  # pipes are not waited for
             first, second = (_grey(decoders().image(frame)) for frame in frames)
             pairs.append(KnownPair(first, second, read_flow(truth)))
     if not pairs:

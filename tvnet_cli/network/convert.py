@@ -135,7 +135,7 @@ def import_path(name: str, overwrite: bool = False) -> Path:
     if (weights_folder() / f"{name}.safetensors").exists():
         raise WeightsError(f"{name} is the name of weights that come with the program: choose another --name")
     path = imported_folder() / f"{name}.safetensors"
-    if path.exists() and not overwrite:
+    if (path.exists() or path.with_suffix(".toml").exists()) and not overwrite:
         raise WeightsError(f"there are weights called {name} already: choose another --name, or --overwrite")
     return path
 

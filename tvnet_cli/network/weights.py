@@ -30,7 +30,7 @@ from tvnet_cli.network.cards import (
     weights_folder,
 )
 from tvnet_cli.options import DEFAULT_WEIGHTS, Stream, TVNetOptions
-from tvnet_cli.writing import MARK, write_together
+from tvnet_cli.writing import write_together
 
 UNTRAINED = "untrained"
 IN_CHANNELS: dict[Stream, int] = {"flow": 10, "rgb": 3}
@@ -273,7 +273,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor], card: WeightCard, *, o
     _build(tensors, card, path)
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    text = f"# {MARK}\n{as_toml(card_table(card))}"
+    text = as_toml(card_table(card))
     try:
         # Were it to end between the two, weights with another card would be refused.
         write_together({path: content, beside: text.encode()}, sync=True)

@@ -28,6 +28,7 @@ from tvnet_cli.training.confusion import CONFUSION, accuracy, write_confusion
 from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
 from tvnet_cli.training.loop import WEIGHTS, Pace, Report, fit, require_training_folder
 from tvnet_cli.training.processes import add_over_processes, rank_and_world
+from tvnet_cli.writing import MARK
 
 RESULTS = ("weights.toml", WEIGHTS, *CONFUSION)
 CLIPS_AT_ONCE = 5  # in validation
@@ -253,7 +254,8 @@ def write_result(
         training_data=f"{data}: {len(dataset.train)} videos of {len(dataset.classes)} classes",
         input=model.how,
         numbers={"validation_accuracy": accuracy(confusion), "validation_videos": validated} if validated else {},
-        training={key: value for key, value in result.recipe.items() if value is not None and key != "tvnet"},
+        training={"generator": MARK}
+        | {key: value for key, value in result.recipe.items() if value is not None and key != "tvnet"},
         tvnet=model.tvnet.options if model.tvnet is not None else TVNetOptions(),
     )
     write_weights(folder / WEIGHTS, tensors_to_keep(model.network, model.tvnet), card, overwrite=True)

@@ -27,7 +27,7 @@ from tvnet_cli.training.pairs import KnownPair, PairFiles, read_pair, stack
 from tvnet_cli.training.sources import PairSource
 from tvnet_cli.video.sequence import Picture
 from tvnet_cli.visualize.pictures import as_png
-from tvnet_cli.writing import write_whole
+from tvnet_cli.writing import MARK, write_whole
 
 WEIGHTS, PICTURE = "tvnet.safetensors", "flow.png"
 RESULTS = ("tvnet.toml", WEIGHTS, PICTURE)
@@ -284,7 +284,7 @@ def write_result(
         training_data=source.name,
         input=FrameInput(),
         numbers=numbers,
-        training=how | asdict(options) | software(torch.device(device)),
+        training={"generator": MARK} | how | asdict(options) | software(torch.device(device)),
         tvnet=trained.options,
     )
     tensors = {TVNET_PREFIX + name: tensor for name, tensor in trained.state_dict().items()}

@@ -27,6 +27,7 @@ from tvnet_cli.training.confusion import CONFUSION, accuracy, write_confusion
 from tvnet_cli.training.loop import WEIGHTS, Pace, Report, cosine, fit, require_training_folder
 from tvnet_cli.training.losses import flow_loss
 from tvnet_cli.training.motion import CLASS_NAMES, CLIP_LENGTH, motion_clip
+from tvnet_cli.writing import MARK
 
 NUM_DIRECTIONS = 8  # of the histograms of flow
 STILL = 0.5  # network units, 0.08 pixels: where hardly anything moves, the directions of noise are not asked for
@@ -391,6 +392,7 @@ def write_motion_result(folder: Path, result: MotionResult, *, overwrite: bool =
         input=model.input,
         numbers={"validation_accuracy": accuracy(confusion), "validation_clips": int(confusion.sum())},
         training={
+            "generator": MARK,
             "command": "tvnet train motion",
             **({"began_with": result.recipe["weights"]} if "weights" in result.recipe else {}),
             **asdict(model.options),

@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.url import WEB, shown, url_name, url_way
 from tvnet_cli.video.identity import Identity
+from tvnet_cli.writing import DISK_IS_FULL
 
 BLOCK_BYTES = 1 << 22
 KEPT_BLOCKS = 16  # of a film, in memory: of one that is not larger, nothing is asked for twice
@@ -213,7 +214,7 @@ def _file(url: str) -> Iterator[IO[bytes]]:
         if _sends_pieces(file):
             yield file
             return
-    with tempfile.TemporaryFile() as copy:
+    with _temporary_file() as copy:
         _tried(lambda: _copy(files, path, copy))
         yield copy
 
@@ -252,12 +253,28 @@ def _copy(files: Any, path: str, copy: IO[bytes]) -> None:
     with files.open(path, "rb", block_size=0) as source:
         while part := source.read(BLOCK_BYTES):
             if shutil.disk_usage(tempfile.gettempdir()).free < SPARE_BYTES + len(part):
-                raise VideoReadError(
-                    f"its server sends whole files only, and {tempfile.gettempdir()} has no room for a copy "
-                    "(TMPDIR names another folder)",
-                    "unreadable",
-                )
-            copy.write(part)
+                raise _no_room()
+            try:
+                copy.write(part)
+            except OSError as error:
+                if error.errno in DISK_IS_FULL:
+                    raise _no_room() from None
+                raise
+
+
+def _temporary_file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # also where no folder for such files has any room
+        raise _no_room() from None
+
+
+def _no_room() -> VideoReadError:
+    place = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
+    return VideoReadError(
+        f"its server sends whole files only, and {place} has no room for a copy (TMPDIR names another folder)",
+        "unreadable",
+    )
 
 
 def _tried(work: Callable[[], Answer]) -> Answer:
