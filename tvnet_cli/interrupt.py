@@ -20,8 +20,8 @@ def interruptible(hard: bool = False) -> Iterator[threading.Event]:
     """Inside it the first Ctrl-C is an event, to be asked for between two pieces of work; the second one stops at once.
 
     An exception in the middle of a piece, which Ctrl-C is otherwise, could lose half of it, such as a packet of a film
-    between its encoder and its file. SIGTERM, by which systems announce that they are about to kill, is the same, and so
-    is SIGHUP, by which a terminal says that it is closed; ``nohup`` still keeps that out.
+    between its encoder and its file. SIGTERM, by which systems announce that they are about to kill, is the same, and
+    so is SIGHUP, by which a terminal says that it is closed; ``nohup`` still keeps that out.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,23 @@ from tvnet_cli.network import pickles
 from tvnet_cli.training.loop import Pace, cosine, fit
 
 
-def train(folder: Path, steps: int = 8, *, recipe=None, rate: float = 0.05, ahead: int = 0, seen=None, **arguments):
+def train(
+    folder: Path,
+    steps: int = 8,
+    *,
+    recipe=None,
+    rate: float = 0.05,
+    ahead: int = 0,
+    seen=None,
+    before_batch=lambda step: None,
+    **arguments,
+):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
     optimizer = torch.optim.AdamW(model.parameters(), rate)
 
     def batches(step: int) -> torch.Tensor:
+        before_batch(step)
         return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
 
     def losses(step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -104,6 +116,36 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
     assert done
     assert seen[0] in (4, 5)
     assert same(whole, model)
+
+
+def test_ctrl_c_while_a_batch_hangs_keeps_the_steps_that_are_done(tmp_path):
+    _, whole, _ = train(tmp_path / "whole")
+    released = threading.Event()
+    waits = lambda step: step < 5 or released.wait(60)  # noqa: E731
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    done, _, _ = train(tmp_path / "cut", ahead=1, before_batch=waits, abandon=released.set)
+    interrupt.join()
+    assert not done
+    assert len(rows(tmp_path / "cut")) == 5
+    seen: list[int] = []
+    done, model, _ = train(tmp_path / "cut", seen=seen)
+    assert (done, seen[0]) == (True, 5)
+    assert same(whole, model)
+
+
+def test_an_error_ends_what_the_next_batch_waits_for(tmp_path):
+    released = threading.Event()
+
+    def before_batch(step: int) -> None:
+        if step == 2:
+            raise TrainingError("no such batch")
+        if step == 3:
+            released.wait(60)
+
+    with pytest.raises(TrainingError, match="no such batch"):
+        train(tmp_path, ahead=2, before_batch=before_batch, abandon=released.set)
+    assert released.is_set()
 
 
 def test_kill_9_at_any_time_loses_no_checkpoint(tmp_path):

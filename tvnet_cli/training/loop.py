@@ -7,10 +7,11 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from tvnet_cli.writing import MARK, is_marked, require_replaceable, write_whole,
 CHECKPOINT, LOG, WEIGHTS = "checkpoint.pt", "log.csv", "weights.safetensors"
 MAX_LOG_BYTES = 1 << 30  # millions of steps
 LOGGED = {"loss", "gradient_norm", "learning_rate"}  # columns of every log, behind the step
+SECONDS_UNTIL_STOP = 0.5  # at most, after Ctrl-C while a batch is waited for
 
 Batch = TypeVar("Batch")
 Report = Callable[[int, dict[str, float]], None]
@@ -73,6 +75,7 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     report: Report = lambda step, values: None,
     overwrite: bool = False,
+    abandon: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train a model, or go on with a training that was stopped.
 
@@ -101,6 +104,9 @@ def fit(
         Called with the number of steps done and what was logged.
     overwrite : bool
         Begin anew, whatever the folder holds.
+    abandon : callable
+        Called when the run stops before its end: ends what ``batches`` and ``validate`` may be waiting for, such as a
+        video whose decoding hangs.
 
     Returns
     -------
@@ -130,13 +136,18 @@ def fit(
         done = _restore(folder / CHECKPOINT, model, optimizer, recipe)
     _share_start(model)
 
-    log = _Log(folder / LOG, done)
-    with interruptible() as interrupted, _ahead(batches, pace.ahead) as batch_of:
+    log, kept = _Log(folder / LOG, done), done
+    with interruptible() as interrupted, _ahead(batches, pace.ahead, interrupted, abandon) as batch_of:
         for step in range(done, pace.steps):
             torch.manual_seed(_step_seed(pace.seed, step))
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * pace.learning_rate(step)
-            values = _update(step, model, optimizer, losses(step, batch_of(step)), pace.clip_norm)
+            batch = batch_of(step)
+            if batch is None:
+                if step > kept:
+                    _keep(folder / CHECKPOINT, model, optimizer, step, recipe)
+                break
+            values = _update(step, model, optimizer, losses(step, batch), pace.clip_norm)
             values["learning_rate"] = optimizer.param_groups[0]["lr"]
             done = step + 1
             if validate is not None and (
@@ -149,6 +160,7 @@ def fit(
             stop = _any_process(interrupted.is_set())
             if stop or done == pace.steps or (pace.checkpoint_every and done % pace.checkpoint_every == 0):
                 _keep(folder / CHECKPOINT, model, optimizer, done, recipe)
+                kept = done
             report(done, values)
             if stop:
                 break
@@ -341,24 +353,37 @@ def _read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 @contextmanager
-def _ahead(batches: Callable[[int], Batch], number: int) -> Iterator[Callable[[int], Batch]]:
-    """Batches by step, so many of the next ones prepared in a thread of their own."""
+def _ahead(
+    batches: Callable[[int], Batch], number: int, interrupted: Event, abandon: Callable[[], None]
+) -> Iterator[Callable[[int], Batch | None]]:
+    """Batches by step, so many of the next ones prepared in a thread of their own; None once interrupted meanwhile.
+
+    In a process group a batch is waited for all the same: the others would wait for this process in their next step.
+    """
     if not number:
         yield batches
         return
-    with ThreadPoolExecutor(1) as pool:
-        waiting: dict[int, Future[Batch]] = {}
+    pool = ThreadPoolExecutor(1)
+    waiting: dict[int, Future[Batch]] = {}
 
-        def batch_of(step: int) -> Batch:
-            for later in range(step, step + number + 1):
-                if later not in waiting:
-                    waiting[later] = pool.submit(batches, later)
-            return waiting.pop(step).result()
+    def batch_of(step: int) -> Batch | None:
+        for later in range(step, step + number + 1):
+            if later not in waiting:
+                waiting[later] = pool.submit(batches, later)
+        batch = waiting.pop(step)
+        while not wait([batch], SECONDS_UNTIL_STOP).done:
+            if interrupted.is_set() and not _in_group():
+                return None
+        return batch.result()
 
-        try:
-            yield batch_of
-        finally:
-            pool.shutdown(cancel_futures=True)
+    stopped = True
+    try:
+        yield batch_of
+        stopped = interrupted.is_set()
+    finally:
+        if stopped:  # an error, or Ctrl-C
+            abandon()
+        pool.shutdown(cancel_futures=True)
 
 
 def _step_seed(seed: int, step: int) -> int:
