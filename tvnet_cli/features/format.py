@@ -319,7 +319,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise FeatureFileError(f"{path} is not a feature file but {kind}: choose another file")
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != FORMAT:
                 raise FeatureFileError(
                     f"{path} is an HDF5 file, but not of tvnet features: choose another file, or move it away"
