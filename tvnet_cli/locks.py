@@ -159,8 +159,8 @@ def require_not_open(path: Path, error: type[TVNetError]) -> None:
         except OSError as failed:
             if failed.errno in HELD:
                 raise error(
-                    f"{path} is open for writing in another program, which holds a lock on it: close it there, and "
-                    "give the same command again"
+                    f"{path} is open in another program (lock), which may write to it: close it there, and give the "
+                    "same command again"
                 ) from None
 
 

@@ -164,7 +164,8 @@ class VideoProgress(_Screen):
                 self._say(f"  {escape(result.video_id)}: {escape(result.reason)}", always=True)
         left = self.total - sum(self.counts.values())
         waiting = f", {left} left" if left else ""
-        none = "" if self.counts["done"] or self.counts["skipped"] else "no "
+        kept = any(result.code == "source_changed" for result in self.failures)  # whose rows stay
+        none = "" if self.counts["done"] or self.counts["skipped"] or kept else "no "
         where = f"{none}features in {escape(str(output))}" if output.exists() else "nothing to write"
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         self._say(f"{counts}{waiting} in {time.monotonic() - self._started:.0f} s; {where}")

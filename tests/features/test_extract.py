@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import errno
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +19,7 @@ from films import write_film
 
 from tvnet_cli import TVNet
 from tvnet_cli.device import choose_device
-from tvnet_cli.errors import DeviceError, FeatureFileError, VideoReadError
+from tvnet_cli.errors import DamagedError, DeviceError, FeatureFileError, VideoReadError
 from tvnet_cli.features import extractor, store
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.features.extractor import Extractor
@@ -24,9 +29,23 @@ from tvnet_cli.options import ExtractOptions
 from tvnet_cli.video.decode import VideoClips, read_clips
 from tvnet_cli.video.files import find_videos
 from tvnet_cli.video.reader import ClipReader
+from tvnet_cli.writing import ENOTSUPP
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FLOW_LAYERS = ("global_pool", "inception_5b_output", "inception_5a_output", "inception_4e_output")
+RUN_ONE = """
+import sys
+from pathlib import Path
+from tvnet_cli.features.extract import extract_features
+from tvnet_cli.network.weights import load_models
+from tvnet_cli.options import ExtractOptions
+from tvnet_cli.video.files import find_videos
+videos, options = find_videos([Path(sys.argv[1])]), ExtractOptions(num_clips=1, short_side=96, crop_size=96)
+for result in extract_features(
+    videos, Path(sys.argv[2]), load_models(["untrained"], ("flow",)), options=options, note=print
+):
+    print(result.status)
+"""
 SMALL = ExtractOptions(num_clips=6)  # one more than a pass of the network takes
 
 
@@ -205,6 +224,43 @@ def test_rows_that_turn_out_damaged_are_made_again_in_the_same_run(tmp_path, fil
     assert "is damaged" in notes[0]
     run(films, tmp_path / "whole.h5")
     assert_same_content(tmp_path / "f.h5", tmp_path / "whole.h5")
+
+
+def test_a_row_that_turns_out_damaged_twice_ends_the_run(tmp_path, films, monkeypatch):
+    computed: list[Path] = []
+    row = Extractor.row
+
+    def counted(self: Extractor, place: Path):
+        computed.append(place)
+        return row(self, place)
+
+    def damaged(output: Path, recipe: object, sources: list, *more: object) -> None:
+        raise DamagedError(sources[-1].path, "bits fell over")
+
+    monkeypatch.setattr(Extractor, "row", counted)
+    monkeypatch.setattr(store, "join", damaged)
+    with pytest.raises(FeatureFileError, match=r"the rows of b\.mkv were damaged twice.*f\.h5"):
+        run(films / "b.mkv", tmp_path / "f.h5")
+    assert len(computed) == 2
+    aside = [path.name for path in (tmp_path / "f.h5.parts").glob("*.damaged*")]
+    assert sorted(aside) == ["000000001.h5.damaged", "000000001.h5.damaged2"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, ENOTSUPP])
+def test_on_a_disk_without_locks_each_video_is_computed_once(tmp_path, films, number):
+    if not (compiler := shutil.which("gcc")):
+        pytest.skip("needs gcc")
+    (tmp_path / "nolock.c").write_text(
+        f"#include <errno.h>\nint flock(int f, int o) {{ errno = {number}; return -1; }}"
+    )
+    library = tmp_path / "nolock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "nolock.c"], check=True)
+    command = [sys.executable, "-c", RUN_ONE, films / "b.mkv", tmp_path / "f.h5"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": str(library)}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+    assert content(tmp_path / "f.h5")["video_id"].tolist() == [b"b.mkv"]
+    assert not (tmp_path / "f.h5.parts").exists()
 
 
 def test_an_error_in_the_network_ends_the_run_and_loses_no_finished_video(tmp_path, films, monkeypatch):

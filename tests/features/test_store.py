@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
 from tvnet_cli.features import format as format_module
 from tvnet_cli.features import store as module
 from tvnet_cli.features.format import Failure, read_contents
+from tvnet_cli.features.merge import merge_features
 from tvnet_cli.features.store import FeatureStore, read_ids
 from tvnet_cli.locks import MARKER
 
@@ -212,6 +214,72 @@ def test_a_file_in_the_place_of_the_parts_is_named(tmp_path):
     (tmp_path / "f.h5.parts").write_text("mine")
     with pytest.raises(FeatureFileError, match=r"f\.h5\.parts is in the way.*move it away"):
         write(tmp_path / "f.h5", "a")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data.h5", "draft.new", "000000001.h5", "lock", "holder.json"])
+def test_a_folder_of_others_in_the_place_of_the_parts_is_named_and_not_touched(tmp_path, name):
+    parts = tmp_path / "f.h5.parts"
+    parts.mkdir()
+    (parts / name).write_text("precious")
+    for how in ({}, {"overwrite": True}):
+        with pytest.raises(FeatureFileError, match=r"f\.h5\.parts is in the way.*move it away"):
+            write(tmp_path / "f.h5", "a", **how)
+        with pytest.raises(FeatureFileError, match=r"f\.h5\.parts is in the way"):
+            module.already_there(tmp_path / "f.h5", RECIPE, **how)
+    write(tmp_path / "g.h5", "a")
+    with pytest.raises(FeatureFileError, match=r"f\.h5\.parts is in the way"):
+        merge_features([tmp_path / "g.h5"], tmp_path / "f.h5")
+    assert {path.name: path.read_text() for path in parts.iterdir()} == {name: "precious"}
+    assert names(tmp_path) == ["f.h5.parts", f"f.h5.parts/{name}", "g.h5"]
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_files_of_others_among_our_parts_stay(tmp_path):
+    interrupted_run(tmp_path / "f.h5", "a")
+    parts = tmp_path / "f.h5.parts"
+    others = ["notes.txt", "data.h5", "draft.new", "000000001.h5.backup"]
+    for name in others:
+        (parts / name).write_text("precious")
+    for name in ("000000007.h5.new", "packed.new", ".packed.0123abcd.new"):
+        (parts / name).write_text("a leftover")
+    write(tmp_path / "f.h5", "b")
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b"]
+    assert sorted(path.name for path in parts.iterdir()) == sorted([*others, MARKER])
+    write(tmp_path / "f.h5", "c", overwrite=True)
+    assert read_ids(tmp_path / "f.h5")[0] == ["c"]
+    assert all((parts / name).read_text() == "precious" for name in others)
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_parts_of_version_0_1_0_without_a_marker_are_resumed(tmp_path):
+    interrupted_run(tmp_path / "f.h5", "a", "b")
+    (tmp_path / "f.h5.parts" / MARKER).unlink()
+    assert set(module.already_there(tmp_path / "f.h5", RECIPE)[0]) == {"a", "b"}
+    write(tmp_path / "f.h5", "c")
+    assert read_ids(tmp_path / "f.h5")[0] == ["a", "b", "c"]
+    assert names(tmp_path) == ["f.h5"]
+
+
+@pytest.mark.usefixtures("nothing_is_quick")
+def test_a_part_that_the_system_keeps_from_being_read_is_not_set_aside(tmp_path, monkeypatch):
+    interrupted_run(tmp_path / "f.h5", "a")
+
+    def unreadable(path: Path) -> None:
+        raise FeatureFileError(f"{path} cannot be opened") from OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "read_contents", unreadable)
+    with pytest.raises(FeatureFileError, match=r"000000001\.h5 cannot be opened"):
+        write(tmp_path / "f.h5", "b")
+    monkeypatch.undo()
+    assert "f.h5.parts/000000001.h5" in names(tmp_path)
+
+
+def test_an_empty_run_replaces_no_file_of_others(tmp_path):
+    (tmp_path / "f.h5.new").write_text("precious")
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        store.write_empty()
+    assert read_ids(tmp_path / "f.h5")[0] == []
+    assert (tmp_path / "f.h5.new").read_text() == "precious"
 
 
 def test_what_is_no_feature_file_is_never_written_to(tmp_path):

@@ -293,6 +293,8 @@ class FeatureStore:
                     if wrong:
                         raise DamagedError(path, f"{named(wrong)} differs from its checksum")
             except FeatureFileError as error:
+                if _was_not_read(error):
+                    raise
                 self._set_aside(path, getattr(error, "reason", "not a feature file"))
             else:
                 whole.append(contents)
@@ -388,6 +390,12 @@ def _known(found: Sequence[Contents], recipe: Recipe) -> tuple[dict[str, Identit
 
 class _StoppedError(Exception):
     """The run is to end in the middle of packing."""
+
+
+def _was_not_read(error: FeatureFileError) -> bool:
+    """Return whether the system kept a file from being read, such as by a lock, which says nothing of its content."""
+    behind = error.__cause__
+    return isinstance(behind, MemoryError) or (isinstance(behind, OSError) and behind.errno is not None)
 
 
 def _is_single(part: Contents) -> bool:

@@ -46,7 +46,7 @@ def identify(path: Path, whole_bytes: int = 3 * PIECE_BYTES) -> Identity:
         If it cannot be read, or is a pipe, a device or a folder, which is never read.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - it is open already
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
