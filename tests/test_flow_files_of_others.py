@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
+import av
 import h5py
 import numpy as np
 import pytest
@@ -15,7 +17,12 @@ from PIL import Image
 
 from tvnet_cli.cli import main
 from tvnet_cli.errors import FlowFileError
+from tvnet_cli.flow import compute
+from tvnet_cli.flow.store import FlowStore
 from tvnet_cli.locks import lock_folder, locked
+from tvnet_cli.writing import MARK, CalmFile
+
+SOLVE_PAIRS = compute.solve_pairs
 
 
 def flow(*arguments: object) -> Result:
@@ -107,15 +114,14 @@ def test_frames_rendered_anew_under_the_same_names_are_noticed(
     assert "--overwrite" in result.stderr
 
 
-def test_a_copy_of_the_frames_is_the_same_input_which_is_noted(frames: Path, caplog: pytest.LogCaptureFixture):
+def test_a_copy_of_the_frames_is_the_same_input_which_is_noted(frames: Path):
     output = frames.parent / "f.h5"
     assert flow(frames, "-o", output).exit_code == 0
     for path in frames.iterdir():
         os.utime(path, (1, 1))
-    with caplog.at_level("WARNING"):
-        result = flow(frames, "-o", output)
+    result = flow(frames, "-o", output)
     assert (result.exit_code, "nothing to do" in result.stderr) == (0, True)
-    assert "another time of change, and the same content" in caplog.text
+    assert result.stderr.count("note frame_00001.png was written at another time than when") == 1
 
 
 def test_flow_of_version_0_1_0_is_resumed_if_name_number_and_size_agree(frames: Path):
@@ -125,7 +131,9 @@ def test_flow_of_version_0_1_0_is_resumed_if_name_number_and_size_agree(frames: 
         recipe = json.loads(file.attrs["recipe"])
         recipe["input"] = {name: recipe["input"][name] for name in ("first", "files", "bytes")}
         file.attrs["recipe"] = json.dumps(recipe)
-    assert "nothing to do" in flow(frames, "-o", output).stderr
+    result = flow(frames, "-o", output)
+    assert "nothing to do" in result.stderr
+    assert "made by an older version, which kept less about its input" in result.stderr
     with h5py.File(output, "a") as file:
         recipe["input"]["bytes"] += 1
         file.attrs["recipe"] = json.dumps(recipe)
@@ -135,7 +143,7 @@ def test_flow_of_version_0_1_0_is_resumed_if_name_number_and_size_agree(frames: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["img_1.jpg", "img_2.jpg", "flow_x_1.jpg", "flow_x_2.jpg"], "img_*.jpg (2), flow_x_*.jpg (2)"),
+        (["img_1.jpg", "img_2.jpg", "flow_x_1.jpg", "flow_x_2.jpg"], "flow_x_*.jpg (2), img_*.jpg (2)"),
         (["f1.jpg", "f2.jpg", "f1.png", "f2.png"], "f*.jpg (2), f*.png (2)"),
         (["f1.png", "f2.png", "cover.png"], "f*.png (2), cover.png (1)"),
         (["f1.png", "f01.png", "f2.png"], "one number twice"),
@@ -155,7 +163,7 @@ def test_images_beside_videos_are_no_sequence(frames: Path):
     write_film(frames / "a.mp4", 3)
     result = flow(frames, "-o", frames.parent / "f.h5")
     assert result.exit_code == 1
-    assert "holds 3 images and 1 videos (a.mp4)" in result.stderr
+    assert "frame_*.png (3), a.mp4 (video)" in result.stderr
 
 
 def test_times_and_frame_numbers_follow_the_numbers_of_the_images(tmp_path: Path):
@@ -187,9 +195,9 @@ def test_a_complete_flow_file_that_is_open_elsewhere_is_nothing_to_do(frames: Pa
     assert (result.exit_code, "nothing to do" in result.stderr) == (0, True)
 
 
-def test_frames_that_change_during_the_run_are_an_error(frames: Path, monkeypatch: pytest.MonkeyPatch):
-    from tvnet_cli.flow import compute
-
+@pytest.fixture
+def changing(frames: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Frames of which the first changes while the flow is computed."""
     solve = compute.solve_pairs
 
     def change(*arguments: object) -> object:
@@ -197,8 +205,166 @@ def test_frames_that_change_during_the_run_are_an_error(frames: Path, monkeypatc
         return solve(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(compute, "solve_pairs", change)
-    result = flow(frames, "-o", frames.parent / "f.h5")
+    return frames
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["-o f.h5", "-o f.npz", "-o f.mp4 --max-flow 2", "-o out --format flo", "-o out --format xy-jpg", "-o f.mp4"],
+)
+def test_nothing_is_kept_of_frames_that_change_during_the_run(
+    changing: Path, monkeypatch: pytest.MonkeyPatch, output: str
+):
+    monkeypatch.chdir(changing.parent)
+    result = flow(changing, *output.split())
     assert result.exit_code == 1
-    assert "frames changed while it was read" in result.stderr
+    assert "frames changed while its flow was computed: nothing of this run is kept" in result.stderr
+    left = [path for path in changing.parent.rglob("*") if path.is_file() and path.parent != changing]
+    assert [path.name for path in left] in ([], [".tvnet-flow.flo.json"], [".tvnet-flow_y.jpg.json"])
+    monkeypatch.setattr(compute, "solve_pairs", SOLVE_PAIRS)
+    assert flow(changing, *output.split()).exit_code == 0
+
+
+def test_a_pair_that_changes_during_the_run_replaces_nothing(changing: Path):
+    output = changing.parent / "f.png"
+    Image.new("RGB", (9, 9)).save(output)
+    before = output.read_bytes()
+    result = flow(*sorted(changing.iterdir())[:2], "-o", output, "--overwrite")
+    assert result.exit_code == 1
+    assert output.read_bytes() == before
+
+
+def test_fields_of_an_earlier_run_stay_when_the_frames_change_in_the_next(changing: Path, monkeypatch):
+    with monkeypatch.context() as unchanged:
+        unchanged.setattr(compute, "solve_pairs", SOLVE_PAIRS)
+        stop = FlowStore.write
+        unchanged.setattr(FlowStore, "write", lambda store, field: stop(store, field) if field.position < 1 else fail())
+        flow(changing, "-o", changing.parent / "f.h5", "--batch-size", 1)
+    assert flow(changing, "-o", changing.parent / "f.h5").exit_code == 1
+    with h5py.File(changing.parent / "f.h5") as file:
+        assert (len(file["flow"]), bool(file.attrs["complete"])) == (1, False)
+
+
+def fail() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("precious", "arguments"),
+    [
+        ("p.png", ["-o", "p.png"]),
+        ("p.backward.png", ["-o", "p.png", "--backward"]),
+        ("p.occlusion.png", ["-o", "p.flo", "--occlusion"]),
+        ("p.flow_scale_2.png", ["-o", "p.png", "--show-scales", "--scales", 3]),
+        ("p.flo", ["-o", "p.flo"]),
+        ("p.npz", ["-o", "p.npz"]),
+        ("p.mp4", ["-o", "p.h5", "-o", "p.mp4"]),
+        ("p.h5", ["-o", "p.mp4", "-o", "p.h5"]),
+        ("out/flow_00002.flo", ["-o", "out", "--format", "flo"]),
+        ("out/backward_00009.png", ["-o", "out", "--format", "png", "--backward"]),
+        ("out/.tvnet-flow.png.json", ["-o", "out", "--format", "png"]),
+    ],
+)
+def test_all_outputs_are_checked_before_the_first_frame_is_computed(
+    frames: Path, monkeypatch: pytest.MonkeyPatch, precious: str, arguments: list[object]
+):
+    monkeypatch.chdir(frames.parent)
+    monkeypatch.setattr(compute, "solve_pairs", lambda *arguments: pytest.fail("a frame was computed"))
+    Path(precious).parent.mkdir(exist_ok=True)
+    Path(precious).write_text("precious")
+    inputs = sorted(frames.iterdir())[:2]
+    result = flow(*inputs, *arguments)
+    assert result.exit_code in (1, 2)
+    assert precious in result.stderr
+    assert "--overwrite" in result.stderr
+    assert Path(precious).read_text() == "precious"
+
+
+def test_files_with_other_names_than_the_outputs_are_in_nobodys_way(frames: Path):
+    folder = frames.parent / "out"
+    folder.mkdir()
+    others = [frames.parent / "p.backward.png", folder / "occlusion_00001.png", folder / "flow_00001.png"]
+    for path in others:
+        path.write_text("precious")
+    for more in ([], ["--overwrite"]):
+        assert flow(frames, "-o", folder, "--format", "flo", *more).exit_code == 0
+        assert flow(*sorted(frames.iterdir())[:2], "-o", frames.parent / "p.png", *more).exit_code == 0
+    assert [path.read_text() for path in others] == ["precious"] * 3
+
+
+def test_a_file_dropped_under_the_number_of_the_next_field_stays_and_is_no_field(frames: Path):
+    folder = frames.parent / "out"
+    assert flow(frames, "-o", folder, "--format", "flo").exit_code == 0
+    card = folder / ".tvnet-flow.flo.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"begun": 1}))  # as if the run had been stopped there
+    (folder / "flow_00002.flo").write_text("precious")
+    result = flow(frames, "-o", folder, "--format", "flo")
+    assert result.exit_code == 2
+    assert "flow_00002.flo exists, and nothing in it says that tvnet made it" in result.stderr
+    assert (folder / "flow_00002.flo").read_text() == "precious"
+
+
+def test_a_folder_of_version_0_1_0_is_resumed(frames: Path):
+    folder = frames.parent / "out"
+    arguments = [frames, "-o", folder, "--format", "png", "--max-flow", 3]
+    flow(*arguments)
+    card = folder / ".tvnet-flow.png.json"
+    recipe = json.loads(card.read_text())["recipe"]
+    recipe["input"] = {name: recipe["input"][name] for name in ("first", "files", "bytes")}
+    card.write_text(json.dumps(recipe))
+    Image.new("RGB", (9, 9)).save(folder / "flow_00002.png")  # without a mark, as that version did, and half-written
+    result = flow(*arguments)
+    assert (result.exit_code, "nothing to do" in result.stderr) == (0, True)
+    assert "made by an older version" in result.stderr
+
+
+def test_overwrite_removes_the_fields_of_a_longer_run_and_no_others(frames: Path):
+    folder = frames.parent / "out"
+    both = ["--format", "flo", "--format", "png", "--max-flow", 3]
+    flow(frames, "-o", folder, *both, "--backward")
+    (folder / "flow_00009.flo").write_text("named as an output")
+    (folder / "backward_00009.flo").write_text("precious")
+    assert flow(frames, "-o", folder, "--format", "flo", "--end", 0.05, "--overwrite").exit_code == 0
+    assert sorted(path.name for path in folder.glob("*.flo")) == ["backward_00009.flo", "flow_00001.flo"]
+    assert len(list(folder.glob("*.png"))) == 4
+
+
+def test_one_folder_under_two_names_is_one_output_and_locked_once(frames: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(frames.parent)
+    result = flow(frames, "-o", "out", "-o", frames.parent / "out", "--format", "flo")
+    assert result.exit_code == 2
+    assert "would be written over another output, out" in result.stderr
+    assert flow(frames, "-o", "out", "--format", "flo", "--format", "png").exit_code == 0
+    assert not list(frames.parent.glob(".*"))
+
+
+def test_an_empty_flow_file_is_written(frames: Path):
+    (frames.parent / "f.h5").touch()
+    assert flow(frames, "-o", frames.parent / "f.h5").exit_code == 0
     with h5py.File(frames.parent / "f.h5") as file:
-        assert not file.attrs["complete"]
+        assert file.attrs["complete"]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "x"), OSError(errno.ENOLCK, "x"), MemoryError()])
+def test_errors_of_opening_say_nothing_about_the_content(
+    frames: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+):
+    output = frames.parent / "f.h5"
+    flow(frames, "-o", output)
+
+    def read(*_: object) -> bytes:
+        raise failure
+
+    monkeypatch.setattr(CalmFile, "read", read)
+    result = flow(frames, "-o", output)
+    assert result.exit_code == 1
+    assert f"cannot open {output}, whose content was not read: " in result.stderr
+    assert "--overwrite" not in result.stderr
+
+
+def test_a_flow_video_is_marked_for_people_and_at_its_very_end(frames: Path):
+    output = frames.parent / "f.mp4"
+    flow(frames, "-o", output)
+    assert output.read_bytes().endswith(b"free" + MARK.encode())
+    with av.open(str(output)) as container:
+        assert container.metadata["comment"] == MARK

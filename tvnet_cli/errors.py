@@ -9,6 +9,7 @@ TVNetError
     FileAccessError      a file that cannot be looked at now: a lock, permissions, a failing disk, too little memory
     RefusedFileError     a file that leads to other files, or declares more than it holds
     DiskFullError        no room for what is to be written
+    InputChangedError    frames that changed while their flow was computed
     FlowFileError        a file of flow that cannot be read, or was made in another way
     FlowValueError       flow that the solver cannot compute with these numbers
     OutputError          outputs that cannot be told apart, or that would be written over something
@@ -173,6 +174,10 @@ class RefusedFileError(TVNetError):
 
 class DiskFullError(TVNetError):
     """No room for what is to be written."""
+
+
+class InputChangedError(TVNetError):
+    """Frames that changed while their flow was computed: nothing of it is kept."""
 
 
 class FlowFileError(TVNetError):

@@ -205,6 +205,11 @@ class FlowProgress(_Screen):
         """Say what computes and where."""
         self._say(f"flow on {device} by {tvnet.solver_in_use()}: {escape(tvnet.extra_repr())}")
 
+    def notes(self, lines: Sequence[str]) -> None:
+        """Say what people should know about outputs that are resumed."""
+        for line in lines:
+            self._say(f"[yellow]note[/yellow] {escape(line)}")
+
     def announce_sampling(self) -> None:
         """Say what happens before the first field, where it takes long."""
         if self.num_fields > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,29 +36,41 @@ def software(device: torch.device) -> Recipe:
     return {"tvnet": __version__, "python": platform.python_version(), **versions, "device": str(device)}
 
 
-def require_same_recipe(path: Path, old: Recipe, new: Recipe) -> None:
-    """Refuse to add fields to a flow file or folder that another recipe made.
+def require_same_recipe(path: Path, old: Recipe, new: Recipe) -> tuple[str, ...]:
+    """Refuse to add fields to a flow file or folder that another recipe made, or that was made of another input.
+
+    Returns
+    -------
+    tuple of str
+        What people should know about an input that is taken for the same one.
 
     Raises
     ------
     FlowFileError
     """
-    known, found = old.get("input", {}), new.get("input", {})
-    if "sha256" in found and "sha256" not in known:  # version 0.1.0 kept the name, the number and the size alone
-        new = {**new, "input": {name: value for name, value in found.items() if name != "sha256"}}
-    difference = first_difference(old, new)
-    if difference.startswith("input."):
-        raise FlowFileError(
-            f"{path} holds flow of another input: {found.get('first')} has changed since ({difference}); --overwrite "
-            "computes it again"
-        )
-    if "mtime_ns" in known and known["mtime_ns"] != found.get("mtime_ns"):
-        logging.getLogger(__name__).warning(
-            f"{found['first']} has another time of change, and the same content as far as size, head, middle and tail "
-            f"say: what {path} holds is kept"
-        )
-    if difference:
+    known, found = old.get("input"), new.get("input")
+    notes: tuple[str, ...] = ()
+    if isinstance(known, dict) and isinstance(found, dict) and "sha256" in found:
+        if "sha256" not in known:  # version 0.1.0 kept name, number and size alone
+            found = {name: value for name, value in found.items() if name != "sha256"}
+            notes = (
+                f"{path} was made by an older version, which kept less about its input: that {found.get('first')} is "
+                "the same was only seen by its name, its size and the number of files",
+            )
+        elif known.get("mtime_ns") != found.get("mtime_ns"):
+            notes = (
+                f"{found.get('first')} was written at another time than when {path} was made of it: its size and its "
+                "hash are the same, and it is taken for the same input",
+            )
+        if difference := first_difference(known, found, "input"):
+            raise FlowFileError(
+                f"{path} was made of another input: {found.get('first')} has changed since ({difference}); "
+                "--overwrite computes it again"
+            )
+        old, new = {**old, "input": {}}, {**new, "input": {}}
+    if difference := first_difference(old, new):
         raise FlowFileError(f"{path} was made in another way: {difference}; choose another output, or --overwrite")
+    return notes
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -154,6 +155,13 @@ def test_an_interrupted_npz_holds_the_whole_fields(tmp_path):
         assert archive.zip.getinfo("flow.npy").file_size == 128 + make_field(0).flow.nbytes
 
 
+def test_the_fields_of_an_npz_wait_in_files_without_a_name(tmp_path):
+    with NpzFile(tmp_path / "a.npz", half=False) as output:
+        output.write(make_field())
+        assert not list(tmp_path.iterdir())  # so a kill leaves nothing
+    assert (tmp_path / "a.npz").read_bytes().endswith(MARK.encode())
+
+
 def test_npz_without_fields_is_no_file(tmp_path):
     with NpzFile(tmp_path / "a.npz", half=False):
         pass
@@ -191,7 +199,8 @@ def test_coarse_scales_are_coloured_in_pixels_of_the_finest():
 
 
 def folder(path: Path, recipe: object = "one", overwrite: bool = False) -> FieldFolder:
-    return FieldFolder(path, encode_flo, "flow.flo", {"recipe": recipe}, overwrite)
+    names = ["flow.flo", "flow_scale_1.flo", "backward.flo", "occlusion.png"]
+    return FieldFolder(path, encode_flo, "flow.flo", {"recipe": recipe}, overwrite, names)
 
 
 def visible(path: Path) -> list[str]:
@@ -202,8 +211,10 @@ def test_a_folder_goes_on_behind_its_last_whole_field(tmp_path):
     with folder(tmp_path / "out") as output:
         for position in range(2):
             output.write(all_arrays(position))
-    # A run killed between the files of a field: the flow itself comes last.
+    # A run killed between the files of a field: its card says that the field was begun, and the flow comes last.
     (tmp_path / "out" / "backward_00003.flo").write_bytes(b"old")
+    card = tmp_path / "out" / ".tvnet-flow.flo.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"begun": 3}))
     with folder(tmp_path / "out") as output:
         assert output.num_done == 2
         before = (tmp_path / "out" / "flow_00001.flo").stat().st_mtime_ns
@@ -231,7 +242,7 @@ def test_a_folder_of_another_recipe_or_of_unknown_origin_is_left_alone(tmp_path)
     with pytest.raises(FlowFileError, match='recipe was "one", now "two"'), folder(tmp_path, "two"):
         pass
     (tmp_path / ".tvnet-flow.flo.json").unlink()
-    with pytest.raises(OutputError, match=r"flow_00001\.flo exists, and this run did not make it"), folder(tmp_path):
+    with pytest.raises(OutputError, match=r"flow_00001\.flo exists, and nothing in it says"), folder(tmp_path):
         pass
     assert visible(tmp_path) == ["flow_00001.flo"]
 

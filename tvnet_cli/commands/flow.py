@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def flow(
     from tvnet_cli.device import choose_device
     from tvnet_cli.flow.colour import colour_scale
     from tvnet_cli.flow.compute import flow_recipe, sample_fields, write_flow
-    from tvnet_cli.flow.outputs import check_kept, choose_targets, make_outputs, reserved
+    from tvnet_cli.flow.outputs import check_kept, check_outputs, choose_targets, make_outputs, reserved
     from tvnet_cli.flow.truth import FlowErrors
     from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_tvnet
@@ -172,13 +173,16 @@ def flow(
     progress = FlowProgress(sequence, quiet)
     if verbose:
         progress.announce(tvnet, chosen)
+    recipe = flow_recipe(sequence, frames, fields, tvnet, sha256, chosen)
+    prepared = partial(make_outputs, targets, sequence, recipe, half=half, overwrite=overwrite)
+    progress.notes(check_outputs(prepared(max_flow=max_flow)))
     sampled = {}
     if max_flow is None and any(target.coloured for target in targets):
         progress.announce_sampling()
         sampled = sample_fields(sequence, tvnet, fields)
         max_flow = colour_scale([arrays["flow"] for arrays in sampled.values()])
-    recipe = flow_recipe(sequence, frames, fields, tvnet, sha256, chosen)
-    writing = make_outputs(targets, sequence, recipe, half=half, overwrite=overwrite, max_flow=max_flow)
+    writing = prepared(max_flow=max_flow)
+    check_outputs(writing)
 
     log.started(fields=progress.num_fields, outputs=[str(target.path) for target in targets], recipe=recipe)
     broken: TVNetError | None = None

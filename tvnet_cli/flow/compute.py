@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tvnet_cli.device import choose_device, num_workers, thread_pool, true_float32
-from tvnet_cli.errors import FlowFileError, FlowValueError, VideoReadError
+from tvnet_cli.errors import FlowFileError, FlowValueError, InputChangedError, VideoReadError
 from tvnet_cli.flow.accuracy import occlusion
 from tvnet_cli.flow.colour import UNKNOWN
 from tvnet_cli.flow.field import Arrays, FlowField
 from tvnet_cli.flow.store import FlowStore
 from tvnet_cli.flow.tvnet import WHITE, TVNet
 from tvnet_cli.options import DEFAULT_PRESET, PRESETS, FieldOptions, FrameOptions, TVNetOptions, as_dict
-from tvnet_cli.recipe import Recipe, first_difference, software
+from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.identity import identify_all
 from tvnet_cli.video.sequence import FrameSequence, Picture
@@ -35,10 +35,18 @@ SAMPLED_FIELDS = 10  # evenly over the film, from which the scale of the colours
 
 
 class Output(Protocol):
-    """Where fields go; a context manager. ``num_done`` fields are there from an earlier run and need no ``write``."""
+    """Where fields go; a context manager. ``num_done`` fields are there from an earlier run and need no ``write``.
+
+    An output that ends with ``InputChangedError`` keeps nothing that this run wrote.
+    """
 
     path: Path
     num_done: int
+    notes: tuple[str, ...]  # what people should know, after ``check``
+
+    def check(self) -> None:
+        """Refuse what this program did not make, or what cannot be resumed, before anything is computed."""
+        ...
 
     def __enter__(self) -> object: ...
     def __exit__(
@@ -75,7 +83,7 @@ def write_flow(
     every_field : bool
         Yield also the fields that all outputs hold already.
     recipe : dict, optional
-        From ``flow_recipe``: at the end the frames must still be those that it names.
+        From ``flow_recipe``: however the run ends, the frames must still be those that it names.
 
     Yields
     ------
@@ -85,7 +93,9 @@ def write_flow(
     Raises
     ------
     VideoReadError
-        If a frame cannot be read, or if the frames changed meanwhile. What was computed before it stays.
+        If a frame cannot be read. What was computed before it stays.
+    InputChangedError
+        If the files of the frames are not those that ``recipe`` names any more. Nothing of this run is kept.
     FlowFileError
         If an output cannot be gone on with.
     FlowValueError
@@ -98,12 +108,12 @@ def write_flow(
         store = next((output for output in outputs if isinstance(output, FlowStore)), None)
         if store is not None:
             _check_times(store, sequence)
+        if recipe is not None:
+            stack.enter_context(_unchanged(sequence, recipe))
         for field in compute_fields(sequence, tvnet, options, start, batch_size, store, sampled or {}):
             for output in outputs:
                 output.write(field)
             yield field
-        if recipe is not None:  # a run that is stopped here is not complete
-            require_unchanged(sequence, recipe)
 
 
 def flow_recipe(
@@ -127,7 +137,10 @@ def flow_recipe(
 
 def _input(sequence: FrameSequence) -> Recipe:
     """Return what tells the files of a sequence from others under the same names."""
-    found = identify_all(sequence.files)
+    try:
+        found = identify_all(sequence.files)
+    except OSError as error:
+        raise VideoReadError(f"{error.filename or sequence.name}: cannot read it: {error.strerror}") from error
     return {
         "first": sequence.files[0].name,
         "files": len(sequence.files),
@@ -137,22 +150,28 @@ def _input(sequence: FrameSequence) -> Recipe:
     }
 
 
-def require_unchanged(sequence: FrameSequence, recipe: Recipe) -> None:
-    """Refuse to call flow complete whose frames changed while it was computed.
+@contextmanager
+def _unchanged(sequence: FrameSequence, recipe: Recipe) -> Iterator[None]:
+    """Fail in the end, however that comes, if the files of the sequence are not those that the recipe names.
+
+    A time alone is a change too, while the run is at work: nothing else is known of the middle of a large video.
 
     Raises
     ------
-    VideoReadError
-        If the files of the sequence are not those that the recipe names.
+    InputChangedError
     """
     try:
-        found = _input(sequence)
-    except OSError as error:
-        raise VideoReadError(f"{sequence.name}: cannot read it any more: {error.strerror}", "changed") from error
-    if first_difference(recipe["input"], found):
-        raise VideoReadError(
-            f"{sequence.name} changed while it was read: --overwrite computes its flow again", "changed"
-        )
+        yield
+    finally:
+        try:
+            found = _input(sequence)
+        except VideoReadError:
+            found = {}
+        if found != recipe["input"]:
+            raise InputChangedError(
+                f"{sequence.name} changed while its flow was computed: nothing of this run is kept; give the command "
+                "again once it does not change any more"
+            )
 
 
 def compute_fields(

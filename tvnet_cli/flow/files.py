@@ -7,12 +7,13 @@ import json
 import re
 import shutil
 import struct
+import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tvnet_cli.errors import FlowFileError, OutputError
+from tvnet_cli.errors import DiskFullError, FlowFileError, InputChangedError
 from tvnet_cli.flow.colour import flow_to_colour
 from tvnet_cli.flow.field import FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
-from tvnet_cli.writing import MARK, beside, is_marked, replacing, require_replaceable, write_whole, writing
+from tvnet_cli.writing import MARK, no_room, replacing, require_replaceable, write_whole, writing
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -133,51 +134,83 @@ def _jpg(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def read_card(path: Path) -> Recipe:
-    """Return the recipe that a folder of fields was made by.
-
-    Raises
-    ------
-    FlowFileError
-        If the card cannot be read.
-    """
-    try:
-        recipe: Recipe = json.loads(path.read_text("utf-8"))
-        if not isinstance(recipe, dict):
-            raise ValueError("not a recipe")
-    except (OSError, ValueError) as error:
-        raise FlowFileError(
-            f"{path} is damaged ({error}): choose another output folder, or --overwrite to begin anew"
-        ) from error
-    return recipe
-
-
 class FieldFile:
-    """The files of one single field: ``name.flo`` for the flow, and beside it ``name.backward.flo`` and the like."""
+    """The files of one single field: ``name.flo`` for the flow, and beside it ``name.backward.flo`` and the like.
+
+    They are written in the end, all or none.
+
+    Parameters
+    ----------
+    path : Path
+        The file of the flow.
+    encode : callable
+        From a field to its files.
+    overwrite : bool
+        Replace files that this program did not make.
+    names : sequence of str
+        All files that ``encode`` may give.
+    """
 
     num_done = 0
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, encode: Encode, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, encode: Encode, *, overwrite: bool = False, names: Sequence[str] = ()) -> None:
         self.path, self.encode, self.overwrite = path, encode, overwrite
+        self._names = names or [f"flow{path.suffix.lower()}"]
+        self._contents: dict[Path, bytes] = {}
+
+    def check(self) -> None:
+        """Refuse to replace files that this program did not make, unless ``overwrite`` is true.
+
+        A .flo file has no room for a mark: what looks like one is compared with what is to be written, in the end.
+
+        Raises
+        ------
+        OutputError
+        """
+        for path in map(self._path, self._names):
+            if not (path.suffix.lower() == ".flo" and path.is_file() and _begins_as_flo(path)):
+                require_replaceable(path, overwrite=self.overwrite)
 
     def __enter__(self) -> FieldFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        pass
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, InputChangedError):
+            return
+        new = {path: content for path, content in self._contents.items() if not _holds(path, content)}
+        for path in new:
+            require_replaceable(path, overwrite=self.overwrite)
+        for path, content in new.items():
+            write_whole(path, content)
 
     def write(self, field: FlowField) -> None:
-        for name, content in self.encode(field).items():
-            own = name == f"flow{self.path.suffix.lower()}"
-            path = self.path if own else self.path.with_name(f"{self.path.stem}.{name}")
-            if path.is_file() and path.read_bytes() == content:  # .flo has no room for a mark
-                continue
-            require_replaceable(path, overwrite=self.overwrite)
-            write_whole(path, content)
+        self._contents = {self._path(name): content for name, content in self.encode(field).items()}
+
+    def _path(self, name: str) -> Path:
+        own = name == f"flow{self.path.suffix.lower()}"
+        return self.path if own else self.path.with_name(f"{self.path.stem}.{name}")
+
+
+def _begins_as_flo(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == struct.pack("<f", FLO_TAG)
+    except OSError:
+        return False
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a file holds this already."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 class FieldFolder:
     """A folder with the files of each field: ``flow_00001.flo``, ``backward_00001.flo`` and the like.
+
+    A hidden file in it, the card, keeps the recipe and how many fields were begun: their files are ours.
 
     Parameters
     ----------
@@ -188,104 +221,190 @@ class FieldFolder:
     last : str
         The file that ``encode`` is sure to give, written last: where it is, the field is complete.
     recipe : dict
-        Kept in the folder in a hidden file, by which a later run knows whether it may go on.
+        Kept in the card, by which a later run knows whether it may resume.
     overwrite : bool
-        Remove the fields that are there.
+        Remove the fields that are there, when the first one is written: ours, and what has the names of the files that
+        are to be written. Nothing else is removed.
+    names : sequence of str
+        All files that ``encode`` may give.
 
     Raises
     ------
     FlowFileError
-        On entering, if the folder holds fields made in another way.
+        On entering, if the folder holds fields made in another way or of another input, or its card is damaged.
+    OutputError
+        On entering and on writing, if a file would be replaced that this program did not make.
     """
 
-    def __init__(self, path: Path, encode: Encode, last: str, recipe: Recipe, overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        encode: Encode,
+        last: str,
+        recipe: Recipe,
+        overwrite: bool,
+        names: Sequence[str] = (),
+    ) -> None:
         self.path, self.encode, self.recipe, self.overwrite = path, encode, recipe, overwrite
-        self._last = last
-        self._card = path / f".tvnet-{last}.json"
         self.num_done = 0
+        self.notes: tuple[str, ...] = ()
+        self._last, self._names = last, tuple(dict.fromkeys((*names, last)))
+        self._card = path / f".tvnet-{last}.json"
+        self._begun = 0  # fields whose files are ours
+        self._num_before = 0  # fields of earlier runs
+        self._to_remove = overwrite
+
+    def check(self) -> None:
+        """Refuse, as on entering; what the recipe does not hold yet, as the scale of the colours, is not compared."""
+        self._look(whole=False)
 
     def __enter__(self) -> FieldFolder:
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        if self.overwrite:
-            self._remove_fields()
-        elif self._card.exists():
-            require_same_recipe(self.path, read_card(self._card), self.recipe)
-            while self._name(self._last, self.num_done).exists():
-                self.num_done += 1
-        self._require_no_others()
-        write_whole(self._card, json.dumps(self.recipe).encode())
+        self._look(whole=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        pass
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, InputChangedError) and self._begun > self._num_before:
+            for path in self._files(self._names, self._num_before, self._begun):
+                path.unlink(missing_ok=True)
+            self._begin(self._num_before - 1)
 
     def write(self, field: FlowField) -> None:
         if field.position < self.num_done:
             return
+        if self._to_remove:
+            self._remove_fields()
         files = self.encode(field)
+        paths = {name: self._name(name, field.position) for name in files}
+        if field.position >= self._begun:
+            for path in paths.values():
+                require_replaceable(path, overwrite=self.overwrite)
+            self._begin(field.position)
         for name in sorted(files, key=lambda name: name == self._last):
-            write_whole(self._name(name, field.position), files[name])
+            write_whole(paths[name], files[name])
         self.num_done = field.position + 1
 
-    def _require_no_others(self) -> None:
-        """Refuse a folder with files under the names of fields that are still to be written, unless we made them.
+    def _look(self, whole: bool) -> None:
+        """Find the fields that are there, and refuse what cannot be resumed."""
+        card = None if self.overwrite else self._read_card()
+        self.num_done = self._begun = 0
+        if card is not None:
+            known, begun, _ = card
+            while (begun is None or self.num_done < begun) and self._name(self._last, self.num_done).exists():
+                self.num_done += 1
+            self._begun = self.num_done + 1 if begun is None else begun
+            if self._begun:
+                known = known if whole else {name: known[name] for name in self.recipe if name in known}
+                self.notes = require_same_recipe(self.path, known, self.recipe)
+        self._num_before = self.num_done
+        for path in self._files(self._names, self._begun):
+            require_replaceable(path, overwrite=self.overwrite)
 
-        Those of the next field are what a run of the same card left half-written.
+    def _read_card(self) -> tuple[Recipe, int | None, tuple[str, ...]] | None:
+        """Return the recipe of the fields that are there, the number begun, and the names of their files.
+
+        Version 0.1.0 kept the recipe alone: the number is None then. None for all, if there is no card.
         """
-        first = self.num_done + 1 if self._card.exists() else 0
-        for path in sorted(self.path.iterdir()):
-            match = self._names.fullmatch(path.name)
-            if match and int(match["number"]) > first and not is_marked(path):
-                raise OutputError(
-                    f"{path} exists, and this run did not make it: choose another folder, or --overwrite to remove the "
-                    "files of all fields"
-                )
+        try:
+            card = json.loads(self._card.read_text("utf-8"))
+            if "begun" not in card:
+                return {**card}, None, self._names
+            return {**card["recipe"]}, int(card["begun"]), tuple(map(str, card["names"]))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FlowFileError(f"cannot read {self._card}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise FlowFileError(
+                f"{self._card} is damaged ({error}): choose another output folder, or --overwrite to begin anew"
+            ) from error
 
-    @property
-    def _names(self) -> re.Pattern[str]:
-        """The names that files of fields have."""
-        suffix = re.escape(self._last.rsplit(".", 1)[1])
-        fields = rf"(flow(_[xy]|_scale_\d+)?|backward)_\d{{5,}}\.{suffix}"
-        return re.compile(rf"(?=.*_(?P<number>\d+)\.)({fields}|occlusion_\d{{5,}}\.png)")
+    def _begin(self, position: int) -> None:
+        """Write the card, by which the files of all fields up to this one are ours."""
+        self._begun = position + 1
+        card = {"made by": MARK, "recipe": self.recipe, "begun": self._begun, "names": self._names}
+        try:
+            write_whole(self._card, json.dumps(card).encode())
+        except DiskFullError as error:
+            if isinstance(error.__cause__, OSError):  # people know the field, not the card
+                raise no_room(self._name(self._last, position), error.__cause__) from error
+            raise
 
     def _name(self, name: str, position: int) -> Path:
         stem, suffix = name.rsplit(".", 1)
         return self.path / f"{stem}_{position + 1:05d}.{suffix}"
 
+    def _files(self, names: Sequence[str], start: int, end: int | None = None) -> list[Path]:
+        """Return what has the name of a file of a field from position ``start`` on, and before ``end``."""
+        stems = "|".join(f"{re.escape(stem)}_[0-9]{{5,}}[.]{suffix}" for stem, suffix in (n.split(".") for n in names))
+        found = []
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            if re.fullmatch(stems, path.name):
+                position = int(path.stem.rsplit("_", 1)[1]) - 1
+                if position >= start and (end is None or position < end):
+                    found.append(path)
+        return found
+
     def _remove_fields(self) -> None:
+        """Remove the fields of earlier runs, and what has the names of files that are to be written."""
+        self._to_remove = False
+        try:
+            card = self._read_card()
+        except FlowFileError:
+            card = None
+        _, begun, names = card or ({}, 0, ())
+        for path in (*self._files(names, 0, begun), *self._files(self._names, 0)):
+            path.unlink(missing_ok=True)
         self._card.unlink(missing_ok=True)
-        for path in self.path.iterdir():
-            if self._names.fullmatch(path.name):
-                path.unlink()
 
 
 class NpzFile:
     """One .npz file with the arrays of all fields, each with the field as its first axis.
 
-    The fields wait in files beside it, not in memory, until the number of them is known.
+    The fields wait in files without a name, not in memory, until the number of them is known.
+
+    Parameters
+    ----------
+    path : Path
+    half : bool
+        Flow as float16.
+    overwrite : bool
+        Let ``check`` pass a file that this program did not make.
     """
 
     num_done = 0
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, half: bool) -> None:
-        self.path, self.half = path, half
-        self._parts = beside(path)  # a folder that no other run has
-        self._files: dict[str, tuple[BinaryIO, np.dtype[Any], tuple[int, ...]]] = {}
+    def __init__(self, path: Path, half: bool, *, overwrite: bool = False) -> None:
+        self.path, self.half, self.overwrite = path, half, overwrite
+        self._place = ExitStack()
+        self._new: Path | None = None
+        self._files: dict[str, tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]] = {}
         self._frame_index: list[tuple[int, int]] = []
         self._pts_seconds: list[float] = []
 
+    def check(self) -> None:
+        """Refuse to replace a file that this program did not make, unless ``overwrite`` is true.
+
+        Raises
+        ------
+        OutputError
+        """
+        require_replaceable(self.path, overwrite=self.overwrite)
+
     def __enter__(self) -> NpzFile:
-        with writing(self.path):
-            self._parts.mkdir(parents=True)
         return self
 
     def write(self, field: FlowField) -> None:
+        if self._new is None:
+            self._new = self._place.enter_context(replacing(self.path))
         for name, array in field.arrays.items():
             stored = as_stored(array, self.half)
             with writing(self.path):
                 if name not in self._files:
-                    self._files[name] = (self._parts / name).open("w+b"), stored.dtype, stored.shape
+                    part = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - closed on leaving
+                    self._files[name] = part, stored.dtype, stored.shape
                 self._files[name][0].write(stored.tobytes())
                 self._files[name][0].flush()
         self._frame_index.append(field.frame_index)
@@ -295,18 +414,21 @@ class NpzFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._frame_index:
-                with writing(self.path):
-                    self._pack()
+            if self._new is None:
+                return
+            if isinstance(error, InputChangedError) or not self._frame_index:
+                self._place.__exit__(kind, error, traceback)
+                return
+            with self._place, writing(self.path):
+                self._pack(self._new)
         finally:
             for file, _, _ in self._files.values():
                 with suppress(OSError):  # that the disk is full was said before
                     file.close()
-            shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _pack(self) -> None:
+    def _pack(self, new: Path) -> None:
         count = len(self._frame_index)  # also if the run was stopped while a field was being written
-        with replacing(self.path) as new, zipfile.ZipFile(new, "w", allowZip64=True) as archive:
+        with zipfile.ZipFile(new, "w", allowZip64=True) as archive:
             archive.comment = MARK.encode()
             for name, (file, dtype, shape) in self._files.items():
                 header = {

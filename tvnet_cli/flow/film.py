@@ -12,10 +12,11 @@ from types import TracebackType
 import av
 import numpy as np
 
+from tvnet_cli.errors import InputChangedError
 from tvnet_cli.flow.colour import draw_legend, flow_to_colour
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.video.sequence import Picture
-from tvnet_cli.writing import MARK, replacing, writing
+from tvnet_cli.writing import MARK, replacing, require_replaceable, writing
 
 BT709 = int(av.video.reformatter.Colorspace.ITU709)
 
@@ -34,16 +35,28 @@ class FlowFilm:
         Length that is shown fully saturated, in all of the film.
     time_base : Fraction, seconds
         The times of the frames are whole multiples of it.
+    overwrite : bool
+        Let ``check`` pass a file that this program did not make.
     """
 
     num_done = 0
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, max_flow: float, time_base: Fraction) -> None:
-        self.path, self.max_flow, self.time_base = path, max_flow, time_base
+    def __init__(self, path: Path, max_flow: float, time_base: Fraction, *, overwrite: bool = False) -> None:
+        self.path, self.max_flow, self.time_base, self.overwrite = path, max_flow, time_base, overwrite
         self._place = ExitStack()
         self._container: av.container.OutputContainer | None = None
         self._last_tick: int | None = None
         self._end: tuple[list[Picture], float] | None = None
+
+    def check(self) -> None:
+        """Refuse to replace a file that this program did not make, unless ``overwrite`` is true.
+
+        Raises
+        ------
+        OutputError
+        """
+        require_replaceable(self.path, overwrite=self.overwrite)
 
     def __enter__(self) -> FlowFilm:
         return self
@@ -59,14 +72,16 @@ class FlowFilm:
     ) -> None:
         if self._container is None:
             return
+        if isinstance(error, InputChangedError):
+            self._container.close()
+            self._place.__exit__(kind, error, traceback)
+            return
         with self._place, writing(self.path):
             with self._container as container:
                 if self._end is not None:
                     self._show(*self._end)
                 container.mux(self._stream.encode(None))
-            with self._new.open(
-                "ab"
-            ) as file:  # a box that players skip, at the end whatever the length of the tables is
+            with self._new.open("ab") as file:  # players skip this box; it is the end, however long the tables are
                 file.write(struct.pack(">I4s", 8 + len(MARK), b"free") + MARK.encode())
 
     def _colours(self, field: FlowField) -> list[Picture]:
@@ -98,6 +113,7 @@ class FlowFilm:
         self._new = self._place.enter_context(replacing(self.path))
         self._converter = av.video.reformatter.VideoReformatter()
         self._container = av.open(f"file:{self._new}", "w", format="mp4", options={"movflags": "faststart"})
+        self._container.metadata["comment"] = MARK
         # No B-frames: times stay as they are, without an edit list. crf 18 looks like the original.
         self._stream = self._container.add_stream("libx264", rate=25, options={"crf": "18", "bf": "0"})
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"

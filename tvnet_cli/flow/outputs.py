@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tvnet_cli.locks import lock_folder, locked
 from tvnet_cli.options import FieldOptions, FlowFormat
 from tvnet_cli.recipe import Recipe
 from tvnet_cli.video.sequence import FrameSequence
-from tvnet_cli.writing import require_replaceable
+from tvnet_cli.writing import writing
 
 SUFFIXES: dict[str, FlowFormat] = {".h5": "h5", ".flo": "flo", ".npz": "npz", ".png": "png", ".mp4": "mp4"}
 IN_FOLDERS: tuple[FlowFormat, ...] = ("flo", "png", "xy-jpg")  # a file or more for each field
@@ -118,35 +119,41 @@ def check_kept(targets: Sequence[Target], options: FieldOptions) -> None:
 
 @contextmanager
 def reserved(targets: Sequence[Target], *, overwrite: bool) -> Iterator[None]:
-    """Keep other runs from all outputs, inside a ``with`` block.
+    """Keep other runs from all outputs, inside a ``with`` block; a complete flow file is only read, and stays free.
+
+    Raises
+    ------
+    FlowFileError
+        If another run is writing one of them.
+    DiskFullError, OSError
+        If a lock cannot be written.
+    """
+    with ExitStack() as held:
+        to_write = (t.path for t in targets if overwrite or t.format != "h5" or not is_complete(t.path))
+        for folder, path in {lock_folder(path): path for path in to_write}.items():
+            with writing(path):
+                held.enter_context(locked(path, folder, FlowFileError))
+        yield
+
+
+def check_outputs(outputs: Sequence[Output]) -> list[str]:
+    """Refuse outputs that cannot be written, before anything is computed.
+
+    Returns
+    -------
+    list of str
+        What people should know about outputs that are resumed.
 
     Raises
     ------
     OutputError
-        If an output exists that this program did not make, and ``overwrite`` is false.
+        If a file exists that this program did not make, and that it was not asked to replace.
     FlowFileError
-        If another run is writing one of them.
+        If a file or folder cannot be resumed.
     """
-    with ExitStack() as held:
-        complete = {target.path for target in targets if target.format == "h5" and is_complete(target.path)}
-        only_read = set() if overwrite else complete
-        for path in dict.fromkeys(target.path for target in targets if target.path not in only_read):
-            held.enter_context(locked(path, lock_folder(path), FlowFileError))
-        for target in targets:
-            # A folder has a card that says what is ours, and a flow file is known by what it holds; .flo, which has no
-            # room for a mark, is compared with what is to be written.
-            if not target.folder and target.format != "flo" and (overwrite or target.format != "h5"):
-                for path in _files_of(target):
-                    require_replaceable(path, overwrite=overwrite)
-        yield
-
-
-def _files_of(target: Target) -> list[Path]:
-    """The file of a target that is no folder, and those that may be written beside it."""
-    if target.format != "png":
-        return [target.path]
-    names = (f"{target.path.stem}.{name}.png" for name in ("backward", "occlusion", "flow_scale_1"))
-    return [target.path, *(target.path.with_name(name) for name in names)]
+    for output in outputs:
+        output.check()
+    return list(dict.fromkeys(note for output in outputs for note in output.notes))
 
 
 def make_outputs(
@@ -168,9 +175,10 @@ def make_outputs(
     half : bool
         Flow as float16 in .h5 and .npz.
     overwrite : bool
-        Begin anew where .h5 and folders would be gone on with.
+        Begin anew where .h5 and folders would be resumed, and replace files that this program did not make.
     max_flow : float, pixels
-        Scale of the colours, if any target is coloured.
+        Scale of the colours, if any target is coloured; None, where they are not known yet and the outputs are only to
+        be checked.
 
     Raises
     ------
@@ -179,6 +187,7 @@ def make_outputs(
     """
     num_fields = len(sequence.frame_index) - 1
     outputs: list[Output] = []
+    scale = math.nan if max_flow is None else max_flow
     for target in targets:
         path = target.path
         if target.format in IN_FOLDERS and not target.folder and num_fields > 1:
@@ -189,22 +198,36 @@ def make_outputs(
         if target.format == "h5":
             outputs.append(FlowStore(path, num_fields, {**recipe, "half": half}, half, overwrite))
         elif target.format == "npz":
-            outputs.append(NpzFile(path, half))
+            outputs.append(NpzFile(path, half, overwrite=overwrite))
         elif target.format == "mp4":
-            assert max_flow is not None
-            outputs.append(FlowFilm(path, max_flow, sequence.time_base))
+            outputs.append(FlowFilm(path, scale, sequence.time_base, overwrite=overwrite))
         elif target.format == "xy-jpg":
-            outputs.append(FieldFolder(path, encode_jpg_pair, "flow_y.jpg", recipe, overwrite))
+            names = ["flow_x.jpg", "flow_y.jpg"]
+            outputs.append(FieldFolder(path, encode_jpg_pair, names[-1], recipe, overwrite, names))
         else:
             encode, own = encode_flo, recipe
             if target.coloured:
-                assert max_flow is not None
-                encode, own = partial(encode_png, max_flow=max_flow), {**recipe, "max_flow": max_flow}
+                encode = partial(encode_png, max_flow=scale)
+                own = recipe if max_flow is None else {**recipe, "max_flow": max_flow}
+            names = _field_files(target.format, recipe)
             if target.folder:
-                outputs.append(FieldFolder(path, encode, f"flow.{target.format}", own, overwrite))
+                outputs.append(FieldFolder(path, encode, names[0], own, overwrite, names))
             else:
-                outputs.append(FieldFile(path, encode, overwrite=overwrite))
+                outputs.append(FieldFile(path, encode, overwrite=overwrite, names=names))
     return outputs
+
+
+def _field_files(suffix: str, recipe: Recipe) -> list[str]:
+    """Return the files that a field may have in a format, the flow first."""
+    asked = recipe["fields"]
+    names = [f"flow.{suffix}"]
+    if asked["scales"]:
+        names += [f"flow_scale_{number}.{suffix}" for number in range(1, recipe["tvnet"]["num_scales"])]
+    if asked["backward"]:
+        names.append(f"backward.{suffix}")
+    if asked["occlusion"]:
+        names.append("occlusion.png")
+    return names
 
 
 def _name(inputs: Sequence[Path]) -> str:
@@ -214,16 +237,16 @@ def _name(inputs: Sequence[Path]) -> str:
 
 
 def _check_places(inputs: Sequence[Path], targets: Sequence[Target]) -> None:
-    taken = {path.resolve(): f"the input {path}" for path in inputs}
+    taken = {(path.resolve(), ""): f"the input {path}" for path in inputs}
     for target in targets:
         place = target.path.resolve()
-        if place in taken and not target.folder:
-            raise OutputError(f"{target.path} would be written over {taken[place]}")
+        name = place, target.format if target.folder else ""  # several formats may go into one folder
+        if name in taken:
+            raise OutputError(f"{target.path} would be written over {taken[name]}")
         if target.folder and any(place == path.resolve() for path in inputs):
             raise OutputError(f"{target.path} is the input: choose another folder for the output")
         folder = target.path if target.folder else target.path.parent
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
             raise FlowFileError(f"{nearest} is a file, and {target.format} needs a folder there: choose another output")
-        if not target.folder:
-            taken[place] = f"another output, {target.path}"
+        taken[name] = f"another output, {target.path}"

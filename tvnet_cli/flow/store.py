@@ -19,10 +19,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from tvnet_cli.errors import DiskFullError, FlowFileError
+from tvnet_cli.errors import DiskFullError, FlowFileError, InputChangedError
 from tvnet_cli.flow.field import Arrays, FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
-from tvnet_cli.writing import NO_LOCKS_HERE, CalmFile, disk_full, replacing, writing
+from tvnet_cli.writing import NO_LOCKS_HERE, CalmFile, disk_full, replacing, require_replaceable, writing
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -72,7 +72,8 @@ class FlowStore:
     Raises
     ------
     FlowFileError
-        On entering, if the file is not ours, was made by another recipe, or is being written by another run.
+        On entering, if the file is not ours, or was made by another recipe or of another input; and, unless it is
+        complete, if another program has it open.
     DiskFullError
         On writing and on leaving. The fields that are there stay, and the file is not said to be complete.
     """
@@ -81,15 +82,29 @@ class FlowStore:
         self.path, self.num_fields, self.recipe, self.half = path, num_fields, recipe, half
         self.overwrite = overwrite
         self.num_done = 0
+        self.notes: tuple[str, ...] = ()
+        self._num_before = 0  # fields of earlier runs
         self._file: h5py.File | None = None
         self._raw: CalmFile | None = None
 
+    def check(self) -> None:
+        """Refuse a file that cannot be resumed, as on entering; with ``overwrite``, what is not a file.
+
+        Raises
+        ------
+        FlowFileError, OutputError
+        """
+        require_replaceable(self.path, overwrite=True)
+        with self:
+            self._close()
+
     def __enter__(self) -> FlowStore:
-        if self.path.exists() and not self.overwrite:
+        if not self.overwrite and self.path.exists() and (self.path.is_dir() or self.path.stat().st_size):
             # A file that is complete is only read, so that it may be open in other programs.
             self._open(writable=not is_complete(self.path))
             assert self._file is not None
             self.num_done = int(np.isfinite(self._file["pts_seconds"][:]).cumprod().sum())
+        self._num_before = self.num_done
         return self
 
     def __exit__(
@@ -97,6 +112,12 @@ class FlowStore:
     ) -> None:
         if self._file is None or self._raw is None:
             return
+        if isinstance(error, InputChangedError):
+            self.num_done = self._num_before
+            if not self.num_done:
+                self._close()
+                self.path.unlink(missing_ok=True)
+                return
         try:
             with self._raw as raw, self._file as file:
                 if raw.writable() and raw.error is None and not isinstance(error, DiskFullError):
@@ -138,9 +159,8 @@ class FlowStore:
             self._create(values)
             self._open(writable=True)
         assert self._raw is not None
-        if not self._raw.writable() and self._file is not None:  # the sequence has more frames than it had
-            with self._raw, self._file:
-                pass
+        if not self._raw.writable():  # the sequence has more frames than it had
+            self._close()
             self._open(writable=True)
         file = self._file
         assert file is not None
@@ -153,6 +173,13 @@ class FlowStore:
             file["pts_seconds"][field.position] = field.pts_seconds[0]
             file.flush()
         self.num_done = field.position + 1
+
+    def _close(self) -> None:
+        """Close the file as it is."""
+        if self._raw is not None and self._file is not None:
+            with self._raw, self._file:
+                pass
+        self._file = self._raw = None
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
@@ -189,6 +216,7 @@ class FlowStore:
         with ExitStack() as stack:
             try:
                 raw = stack.enter_context(CalmFile(self.path, "r+b" if writable else "rb"))
+                raw.read(1)  # what the disk does not give says nothing about the content
                 if writable:
                     _lock(raw)
                 file = stack.enter_context(h5py.File(raw, "r+" if writable else "r"))
@@ -199,17 +227,21 @@ class FlowStore:
                 ) from None
             except OSError as error:
                 if error.errno is not None and not self.path.is_dir():
-                    raise FlowFileError(f"cannot open {self.path}: {os.strerror(error.errno)}") from error
+                    raise FlowFileError(
+                        f"cannot open {self.path}, whose content was not read: {os.strerror(error.errno)}"
+                    ) from error
                 reason = "it is a folder" if self.path.is_dir() else str(error).splitlines()[0]
                 raise FlowFileError(
                     f"{self.path} is not a readable flow file ({reason}): choose another output, or --overwrite"
                 ) from error
+            except MemoryError as error:
+                raise FlowFileError(f"cannot open {self.path}, whose content was not read: out of memory") from error
             if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
                 raise FlowFileError(
                     f"{self.path} is an HDF5 file, but no flow file of format version {FORMAT_VERSION}: "
                     "choose another output, or --overwrite"
                 )
-            require_same_recipe(self.path, json.loads(file.attrs["recipe"]), self.recipe)
+            self.notes = require_same_recipe(self.path, _recipe(self.path, file), self.recipe)
             self._file, self._raw = file, raw
             stack.pop_all()
 
@@ -231,10 +263,23 @@ class FlowStore:
 def is_complete(path: Path) -> bool:
     """Return whether a file is a flow file that a run finished; nothing of it is locked or changed."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as raw, h5py.File(raw, "r") as file:
             return bool(file.attrs.get("format") == FORMAT and file.attrs.get("complete"))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):
         return False  # to open it to write says what is wrong
+
+
+def _recipe(path: Path, file: h5py.File) -> Recipe:
+    """Return the recipe that a flow file was made by."""
+    try:
+        recipe: Recipe = json.loads(file.attrs["recipe"])
+        if not isinstance(recipe, dict) or not isinstance(file["pts_seconds"], h5py.Dataset):
+            raise ValueError("its recipe or its times are not what a flow file holds")
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise FlowFileError(f"{path} is damaged ({error}): choose another output, or --overwrite") from error
+    return recipe
 
 
 def _lock(file: CalmFile) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.video.files import VIDEO_SUFFIXES
+from tvnet_cli.writing import is_marked
 
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
 
-NUMBERS = re.compile(r"[0-9]+")
-NAMED = 4  # patterns of names, in a message
-MOST_FRAMES = 2**31  # what spans more is no number of a frame but a date, say
+Number = int | Fraction
+NUMBERS = re.compile(r"[0-9]{9,}\.[0-9]+|[0-9]+")  # the first: seconds of a clock
+CLOCK_NUMBERS = 10**8  # and more are no numbers of frames; 46 days at 25 frames per second have fewer
+SAME_SUFFIXES = {".jpeg": ".jpg", ".tif": ".tiff"}
+NAMED = 5  # patterns of names, in a message
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; a file is opened as one of these alone
 ANIMATED = {"GIF", "PNG", "WEBP"}
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The pictures in a folder, in natural order: frame2 before frame10. Hidden files and subfolders do not count.
+    """Return the images of a folder in natural order: frame2 before frame10. Hidden files and subfolders do not count.
 
     Raises
     ------
@@ -33,67 +37,149 @@ def find_images(folder: Path) -> list[Path]:
         If there is none, if they are not the frames of one sequence, or if the folder cannot be read.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+        entries = [path for path in folder.iterdir() if path.name[0] != "."]
     except OSError as error:
         raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
+    files = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise DatasetError(f"no images in {folder}: looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
-    require_one_sequence(folder, files)
-    return sorted(files, key=natural_order)
+    files.sort(key=natural_order)
+    videos = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and _is_of_others(path)]
+    _require_one_sequence(folder, files, sorted(videos))
+    return files
 
 
-def require_one_sequence(folder: Path, images: Sequence[Path]) -> None:
-    """Refuse a folder whose images are not the frames of one sequence.
+def frame_numbers(images: Sequence[Path]) -> tuple[NDArray[np.int64], str]:
+    """Return the numbers of the frames of one sequence, by the numbers in their names, and a note for people.
 
-    Names belong together that differ in numbers alone. Where no name has a number, all of them do.
+    Parameters
+    ----------
+    images : sequence of Path
+        From ``find_images``.
+
+    Returns
+    -------
+    ndarray, (N,), int64
+        From 0 on, rising; with gaps where numbers are missing.
+    str
+        What the gaps mean; empty without gaps.
+    """
+    found = _frame_column([_numbers(path) for path in images])
+    if not found or found[-1] - found[0] == len(images) - 1:
+        return np.arange(len(images)), ""
+    if found[-1] >= CLOCK_NUMBERS:
+        return np.arange(len(images)), (
+            f"the numbers in names such as {images[0].name} are too large for numbers of frames, and may be times: "
+            "the images are taken in their order, at the constant rate of --fps"
+        )
+    gap = next(place for place, (one, other) in enumerate(pairwise(found)) if other - one > 1)
+    numbers = np.array([int(number - found[0]) for number in found], np.int64)
+    return numbers, (
+        f"{numbers[-1] + 1 - len(images)} numbers are missing among the {len(images)} images, the first after "
+        f"{images[gap].name}: times and frame_index follow the numbers, and the flow across a gap is the whole motion "
+        "from the image before it to the one after it"
+    )
+
+
+def _require_one_sequence(folder: Path, images: Sequence[Path], videos: Sequence[Path]) -> None:
+    """Refuse a folder that holds more than the frames of one sequence.
+
+    Names belong together that differ in numbers alone, one of which rises from each image to the next. Names without
+    any number belong together too, unless two differ in their suffixes alone.
 
     Raises
     ------
     DatasetError
         If there are several sequences, videos beside the images, or a number twice.
     """
-    patterns = Counter(_pattern(path) for path in images)
-    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
-    if any("*" in pattern for pattern in patterns) and len(patterns) > 1:
-        several = [f"{pattern} ({count})" for pattern, count in patterns.most_common()]
-        raise DatasetError(
-            f"{folder} holds several sequences of images: {', '.join(several[:NAMED])}"
-            f"{f' and {len(several) - NAMED} more' if len(several) > NAMED else ''}: give a folder that holds one"
-        )
+    numbered = any(_numbers(path) for path in images)
+    stems = {path.stem.casefold() for path in images}
+    if numbered:
+        groups = _grouped(images, _text)
+    elif len(stems) < len(images):
+        groups = _grouped(images, lambda path: path.suffix.lower())
+    else:
+        groups = [list(images)]
+    if len(groups) == 1 and numbered:
+        for same in _grouped(images, _numbers):
+            if len(same) > 1:
+                raise DatasetError(
+                    f"{folder} holds one number twice ({same[0].name}, {same[1].name}): give a folder with each frame "
+                    "once"
+                )
+        groups = _by_rising_number(groups[0])
+    if len(groups) == 1 and not videos:
+        return
+    named = [f"{_pattern(group)} ({len(group)})" for group in sorted(groups, key=len, reverse=True)]
+    more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
     if videos:
-        raise DatasetError(
-            f"{folder} holds {len(images)} images and {len(videos)} videos ({videos[0].name}): give one video, or a "
-            "folder of images alone"
-        )
-    numbers = Counter(tuple(map(int, NUMBERS.findall(path.stem))) for path in images)
-    twice = [path.name for path in images if numbers[tuple(map(int, NUMBERS.findall(path.stem)))] > 1]
-    if twice and "*" in _pattern(images[0]):
-        raise DatasetError(
-            f"{folder} holds one number twice ({', '.join(twice[:2])}): give a folder with each frame once"
-        )
+        more += f", {videos[0].name} (video)" if len(videos) == 1 else f", {videos[0].name} ... ({len(videos)} videos)"
+    raise DatasetError(
+        f"{folder} holds several sequences: {', '.join(named[:NAMED])}{more}: give a folder of one, or its images one "
+        "by one in their order"
+    )
 
 
-def frame_numbers(images: Sequence[Path]) -> NDArray[np.int64]:
-    """Return the numbers in the names of one sequence, less the first; 0, 1, 2 ... where they have no single number.
+def _by_rising_number(images: list[Path]) -> list[list[Path]]:
+    """Split images whose names differ in numbers alone where no number rises from each to the next.
 
-    Returns
-    -------
-    ndarray, (N,), int64
-        Rising; with gaps where images are missing.
+    They are put together by all numbers but one, so that there are as few groups as possible.
     """
-    found = [tuple(map(int, NUMBERS.findall(path.stem))) for path in images]
-    varying = [place for place in range(len(found[0])) if len({numbers[place] for numbers in found}) > 1]
-    if len(varying) == 1:
-        numbers = np.array([numbers[varying[0]] for numbers in found], np.float64)
-        if numbers[-1] - numbers[0] < MOST_FRAMES and (np.diff(numbers) > 0).all():
-            rising: NDArray[np.int64] = (numbers - numbers[0]).astype(np.int64)
-            return rising
-    return np.arange(len(images))
+    numbers = [_numbers(path) for path in images]
+    if _frame_column(numbers):
+        return [images]
+    ways = []
+    for place in range(len(numbers[0])):
+        others = {path: (*all_of[:place], *all_of[place + 1 :]) for path, all_of in zip(images, numbers, strict=True)}
+        ways.append(_grouped(images, others.__getitem__))
+    return min(reversed(ways), key=len)
 
 
-def _pattern(path: Path) -> str:
-    """A name with a star for each number, such as ``frame_*.png``."""
-    return NUMBERS.sub("*", path.stem) + path.suffix.lower()
+def _frame_column(numbers: Sequence[tuple[Number, ...]]) -> list[Number]:
+    """Return the numbers at that place of the names where they rise from each image to the next, with fewest gaps.
+
+    None, if there is no such place.
+    """
+    columns = [list(column) for column in zip(*numbers, strict=True)]
+    rising = [column for column in columns if all(one < other for one, other in pairwise(column))]
+    return min(rising, key=lambda column: column[-1] - column[0], default=[])
+
+
+def _grouped(images: Sequence[Path], key: Callable[[Path], object]) -> list[list[Path]]:
+    groups: dict[object, list[Path]] = {}
+    for path in images:
+        groups.setdefault(key(path), []).append(path)
+    return list(groups.values())
+
+
+def _text(path: Path) -> tuple[str, ...]:
+    """Return what is not a number in the name of an image; upper and lower case are the same, as jpg and jpeg are."""
+    suffix = path.suffix.lower()
+    return *NUMBERS.split(path.stem.casefold()), SAME_SUFFIXES.get(suffix, suffix)
+
+
+def _numbers(path: Path) -> tuple[Number, ...]:
+    return tuple(int(text) if text.isdecimal() else Fraction(text) for text in NUMBERS.findall(path.stem))
+
+
+def _pattern(images: Sequence[Path]) -> str:
+    """Return a name with a star for each number that is not the same in all images, such as ``frame_*.png``."""
+    if len(images) == 1:
+        return images[0].name
+    if not all(_text(path)[:-1] == _text(images[0])[:-1] for path in images):
+        return f"*{images[0].suffix}"
+    columns = iter(zip(*(_numbers(path) for path in images), strict=True))
+    return NUMBERS.sub(lambda match: match[0] if len(set(next(columns))) == 1 else "*", images[0].stem) + (
+        images[0].suffix
+    )
+
+
+def _is_of_others(video: Path) -> bool:
+    """Return whether a file is something else than flow that this program wrote between its frames."""
+    try:
+        return video.is_file() and not is_marked(video)
+    except OSError:
+        return True
 
 
 def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -89,7 +89,7 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions, limits: DecodeLi
             )
     if len(paths) == 1 and paths[0].is_dir():
         found = find_images(paths[0])
-        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), found, options, reader, frame_numbers(found))
+        sequence = _Pictures(paths[0].name or str(paths[0].resolve()), found, options, reader, *frame_numbers(found))
     elif len(paths) == 1 and paths[0].suffix.lower() not in IMAGE_SUFFIXES:
         sequence = _Film(paths[0], options, reader)
     else:
@@ -182,6 +182,7 @@ class _Pictures:
         options: FrameOptions,
         reader: Decoders,
         numbers: NDArray[np.int64] | None = None,
+        note: str = "",
     ) -> None:
         self.name, self.options, self._reader = name, options, reader
         self.files = tuple(paths)
@@ -192,13 +193,7 @@ class _Pictures:
         chosen = _select(seconds, options)
         self.frame_index, self.pts_seconds = numbers[chosen], seconds[chosen]
         self._paths = [paths[place] for place in chosen.tolist()]
-        self.notes: tuple[str, ...] = ()
-        if missing := int(numbers[-1]) + 1 - len(numbers):
-            at = int(np.flatnonzero(np.diff(numbers) > 1)[0])
-            self.notes = (
-                f"{missing} numbers are missing among the {len(numbers)} images, the first after {paths[at].name}: "
-                "times follow the numbers, and the flow across a gap is that of all its frames",
-            )
+        self.notes: tuple[str, ...] = (note,) if note else ()
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         converter = av.video.reformatter.VideoReformatter()
