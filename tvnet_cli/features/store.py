@@ -245,7 +245,11 @@ class FeatureStore:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
         elif self._marker.exists():  # left by a run that finished nothing; the rows of this one must not bear it
             self._unmark()
-        self._done, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
+        found = [*map(read_contents, self._old()), *parts]
+        for contents in found:
+            for problem in contents.problems:
+                self._note(f"{contents.path}: {problem}; it is kept as it is")
+        self._done, self.failures = _known(found, self.recipe)
         self._singles = dict.fromkeys(part.path for part in parts if _is_single(part))
         known = [int(part.path.stem) for part in parts if NUMBERED.fullmatch(part.path.name)]
         self._numbers = itertools.count(max(known, default=0) + 1)
