@@ -132,6 +132,15 @@ class OpenFile:
             raise RefusedFileError(f"{self.path}: the texts of {name} are larger than the file")
         return lines
 
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Read rows of a dataset by their numbers, which rise, (n, ...); text as bytes."""
+        dataset = self.file[name]
+        is_text = dataset.dtype.kind == "O"
+        values = np.empty((len(numbers), *dataset.shape[1:]), dataset.dtype)
+        for begin, end, rows in runs(numbers):
+            values[begin:end] = self.text_bytes(name, rows) if is_text else dataset[rows]
+        return values
+
     def _place(self, dataset: h5py.Dataset) -> int | None:
         """Where texts of any length have their lengths, 16 bytes apart, if those lie in one piece."""
         described = h5py.check_string_dtype(dataset.dtype)
@@ -141,6 +150,14 @@ class OpenFile:
     def _lengths(self, place: int, count: int) -> NDArray[np.uint32]:
         self.raw.seek(place)
         return np.frombuffer(self.raw.read(16 * count), "<u4")[::4]
+
+
+def runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, slice]]:
+    """Where numbers that follow each other begin and end, and the rows that they are."""
+    begin = 0
+    for end in [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]:
+        yield begin, end, slice(int(numbers[begin]), int(numbers[end - 1]) + 1)
+        begin = end
 
 
 def is_hdf5(path: Path) -> bool:
@@ -181,18 +198,20 @@ def opened(path: Path) -> Iterator[OpenFile]:
         If it is no file, or if a link or a dataset in it leads to another file.
     """
     raw = _open(path)
-    try:
+    try:  # what is written in the body must raise its errors outside: here they would be those of this file
         with raw:
             _require_unlocked(path, raw)
             with h5py.File(raw, "r") as file:
-                yield OpenFile(path, file, raw, os.fstat(raw.fileno()).st_size, *_inside(path, file))
+                yield OpenFile(path, file, raw, os.fstat(raw.fileno()).st_size, *names_inside(path, file))
     except TVNetError:
         raise
     except MemoryError as error:
         raise FileAccessError(f"cannot read {path}: memory does not suffice") from error
     except CONTENT_ERRORS as error:
-        if raw.error is not None:
-            raise no_access(path, raw.error) from error
+        # Errors of what a file holds have no number.
+        of_system = raw.error or (error if isinstance(error, OSError) and error.errno is not None else None)
+        if of_system is not None and not isinstance(of_system, FileNotFoundError):
+            raise no_access(path, of_system) from error
         if isinstance(error, (OSError, RuntimeError)) and any(word in str(error).lower() for word in NO_MEMORY):
             raise FileAccessError(f"cannot read {path}: memory does not suffice ({first_line(error)})") from error
         raise
@@ -232,8 +251,14 @@ def _require_unlocked(path: Path, raw: _RawFile) -> None:
         # Any other error is of a disk that knows no locks.
 
 
-def _inside(path: Path, file: h5py.File) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of all groups and datasets, none of which leads out of the file."""
+def names_inside(path: Path, file: h5py.File) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of all groups and datasets of a file, none of which leads out of it.
+
+    Raises
+    ------
+    RefusedFileError
+        If one is a link that is no hard one, or is stored in another file, or if there are very many.
+    """
     groups: list[str] = []
     datasets: list[str] = []
     seen: set[int] = set()

@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvnet_cli.errors import DamagedError, FeatureFileError
 from tvnet_cli.features.datasets import DATASETS, FILL, TEXT, Generation, fault, in_rows, missing
-from tvnet_cli.features.users import UserRows, carry, find_user_rows, read_user_rows
-from tvnet_cli.hdf5 import CONTENT_ERRORS, OpenFile, first_line, is_hdf5, opened
+from tvnet_cli.features.users import UserRows, carry, find_user_rows, require_copyable
+from tvnet_cli.hdf5 import CONTENT_ERRORS, OpenFile, first_line, is_hdf5, opened, runs
 from tvnet_cli.recipe import Recipe
 from tvnet_cli.writing import DISK_IS_FULL, CalmFile, disk_full, no_room
 
@@ -84,8 +84,9 @@ class Contents:
 
     @property
     def row_bytes(self) -> int:
-        """Size of a row."""
-        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.fields.values())
+        """Size of a row, with what users added."""
+        own = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.fields.values())
+        return own + sum(rows.row_bytes for rows in self.users.values())
 
     def portions(self, videos: Sequence[str] | None = None) -> Iterator[list[str]]:
         """All videos, or these, some at a time, in the order of their rows."""
@@ -122,7 +123,10 @@ def look_into(path: Path) -> Contents:
     with _reading(path) as source:
         attributes = source.file.attrs
         generation = _generation(source)
+        _require_places(source)
         recipe = json.loads(attributes["recipe"])
+        if not isinstance(recipe, dict):
+            raise DamagedError(path, "the recipe is not a JSON object")
         records: list[Recipe] = []
         problems = []
         if generation == "2":
@@ -157,6 +161,13 @@ def look_into(path: Path) -> Contents:
         )
 
 
+def _require_places(source: OpenFile) -> None:
+    """Check that groups and datasets of the program are not the other way round."""
+    groups = {name.rpartition("/")[0] for name in DATASETS} - {""}
+    if wrong := [*(groups & set(source.datasets)), *(DATASETS.keys() & set(source.groups))]:
+        raise DamagedError(source.path, f"{wrong[0]} is {'not ' if wrong[0] in groups else ''}a group")
+
+
 def _generation(source: OpenFile) -> Generation:
     if source.file.attrs["format_version"] == FORMAT_VERSION:
         return "2"
@@ -177,9 +188,11 @@ def _fields(source: OpenFile, generation: Generation, recipe: Recipe, num_rows: 
         lost = [name for name in listed if name not in there]
         wrong = [name for name in there if name in listed and _as_listed(source.file[name]) != listed[name]]
         if lost or wrong:
-            raise DamagedError(source.path, f"{named(lost or wrong)} {'is missing' if lost else 'is not what it was'}")
+            raise DamagedError(
+                source.path, f"{'missing' if lost else 'changed in type or shape'}: {named(lost or wrong)}"
+            )
     if lost := missing(dict.fromkeys(there), generation, recipe, num_rows):
-        raise DamagedError(source.path, f"{named(lost)} is missing")
+        raise DamagedError(source.path, f"missing: {named(lost)}")
     for name in there:
         length = source.file["failures/video_id"].shape[0] if name in FAILURES else num_rows
         if problem := fault(source, name, recipe, length):
@@ -248,8 +261,8 @@ def read_rows(contents: Contents, videos: Sequence[str]) -> tuple[dict[str, NDAr
     """
     numbers = np.array([contents.rows[video_id] for video_id in videos], np.int64)
     with _reading(contents.path) as source:
-        values = {name: _read_values(source, name, numbers) for name in contents.fields}
-        stored = source.file["checksum"][_span(numbers)][numbers - numbers[0]] if contents.has_checksums else None
+        values = {name: source.rows(name, numbers) for name in contents.fields}
+        stored = source.rows("checksum", numbers) if contents.has_checksums else None
     fits = np.ones(len(videos), np.bool_) if stored is None else checksums(videos, values) == stored
     return values, [video_id for video_id, right in zip(videos, fits.tolist(), strict=True) if not right]
 
@@ -264,32 +277,6 @@ def read_columns(contents: Contents, names: Sequence[str]) -> dict[str, NDArray[
     """
     with _reading(contents.path) as source:
         return {name: source.file[name][:] for name in names if name in contents.fields}
-
-
-def _read_values(source: OpenFile, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a dataset, those that lie side by side at once."""
-    dataset = source.file[name]
-    if dataset.dtype.kind == "O":
-        values = np.empty(len(numbers), object)
-        for begin, end in _runs(numbers):
-            values[begin:end] = source.text(name, _span(numbers[begin:end]))
-        return values
-    values = np.empty((len(numbers), *dataset.shape[1:]), dataset.dtype)
-    for begin, end in _runs(numbers):
-        values[begin:end] = dataset[_span(numbers[begin:end])]
-    return values
-
-
-def _span(numbers: NDArray[np.int64]) -> slice:
-    return slice(int(numbers[0]), int(numbers[-1]) + 1)
-
-
-def _runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Where numbers that follow each other begin and end."""
-    begin = 0
-    for end in [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]:
-        yield begin, end
-        begin = end
 
 
 def checksums(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
@@ -309,7 +296,7 @@ def checksums(videos: Sequence[str], values: Mapping[str, NDArray[Any]]) -> NDAr
     sums = [zlib.crc32(video_id.encode()) for video_id in videos]
     for name in sorted(values):
         if values[name].dtype.kind == "O":
-            rows: list[Any] = [text.encode() for text in values[name]]
+            rows: list[Any] = [text.encode() if isinstance(text, str) else text for text in values[name]]
         else:
             block = np.ascontiguousarray(values[name], values[name].dtype.newbyteorder("<"))
             rows = [row.data for row in block.reshape(len(sums), -1).view(np.uint8)]
@@ -385,6 +372,10 @@ def join(
     fields, users = _common_fields(sources), _common_users(sources)
     software, records = _software(recipe, sources, set(home.values()))
     _require_room(output, sum(len(source.rows) * source.row_bytes for source in sources))
+    for source in sources:
+        if source.users:
+            with _reading(source.path) as old:
+                require_copyable(old, source.users)
     with _replacing(output, new) as target:
         failed = {video_id: failure for video_id, failure in failures.items() if video_id not in home}
         _create(target.file, recipe, software, ids, fields, failed)
@@ -427,9 +418,10 @@ def _copy_rows(
     if source.users:
         numbers = np.array([source.rows[video_id] for video_id in videos], np.int64)
         with _reading(source.path) as old:
-            for name in source.users:
-                _write_runs(target.file[name], places, read_user_rows(old, name, numbers))
-                target.raw.check()
+            added = {name: old.rows(name, numbers) for name in source.users}
+        for name, block in added.items():
+            _write_runs(target.file[name], places, block)
+            target.raw.check()
     return checksums(videos, {name: values[name] for name in fields})
 
 
@@ -535,7 +527,7 @@ def _common_fields(sources: Sequence[Contents]) -> Fields:
             first, theirs = found.setdefault(name, (source.path, mine))
             if theirs != mine:
                 raise FeatureFileError(f"{name} has rows of {theirs} in {first} and of {mine} in {source.path}")
-    if found:  # what files of version 1 lack
+    if any(source.rows for source in sources):  # what files of version 1 lack
         found |= {name: found.get(name, (Path(), ((), DATASETS[name].dtype))) for name in ("notes", "written_by")}
     return {name: found[name][1] for name in DATASETS if name in found}
 
@@ -553,8 +545,8 @@ def _common_users(sources: Sequence[Contents]) -> dict[str, UserRows]:
 
 def _write_runs(dataset: h5py.Dataset, places: NDArray[np.int64], block: NDArray[Any]) -> None:
     """Write rows to their places, those that lie side by side at once."""
-    for begin, end in _runs(places):
-        dataset[_span(places[begin:end])] = block[begin:end]
+    for begin, end, rows in runs(places):
+        dataset[rows] = block[begin:end]
 
 
 @dataclass(frozen=True)

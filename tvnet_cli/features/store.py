@@ -271,7 +271,11 @@ class FeatureStore:
             self._note(f"going on with a run that overwrites {self.output} and was interrupted")
         elif self._marker.exists():  # left by a run that finished nothing; the rows of this one must not bear it
             self._unmark()
-        self.sources, self.failures = _known([*map(read_contents, self._old()), *parts], self.recipe)
+        found = [*map(read_contents, self._old()), *parts]
+        for contents in found:
+            for problem in contents.problems:
+                self._note(f"{contents.path}: {problem}; it is kept as it is")
+        self.sources, self.failures = _known(found, self.recipe)
         for video_id, source in self._outdated.items():
             if self.sources.get(video_id) == source:
                 del self.sources[video_id]

@@ -7,18 +7,19 @@ as they are. Where two files have the same attribute or dataset, the first one's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from tvnet_cli.errors import FeatureFileError
 from tvnet_cli.features.datasets import DATASETS, FILL
 from tvnet_cli.hdf5 import OpenFile
 
 ROOT_ATTRIBUTES = ("format", "format_version", "recipe", "software", "datasets", "checksums")  # of the program
+MOST_RATIO = 100  # of compression, in what is copied uncompressed
 DATASET_ATTRIBUTES = ("description", "unit")
 
 
@@ -28,11 +29,15 @@ class UserRows(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def create(self, file: h5py.File, name: str, num_rows: int) -> None:
         """Create it in a new file, with what stands for no value in each row."""
-        dataset = file[name] if name in file else file.create_dataset(name, (num_rows, *self.shape), self.dtype)
-        if num_rows and self.dtype.kind in FILL and not self.dtype.hasobject:
-            dataset[...] = FILL[self.dtype.kind]
+        fill = None if self.dtype.hasobject else FILL.get(self.dtype.kind)
+        file.create_dataset(name, (num_rows, *self.shape), self.dtype, fillvalue=fill)
 
 
 def find_user_rows(source: OpenFile, num_rows: int) -> dict[str, UserRows]:
@@ -43,15 +48,6 @@ def find_user_rows(source: OpenFile, num_rows: int) -> dict[str, UserRows]:
         for name, dataset in added.items()
         if dataset.shape and dataset.shape[0] == num_rows
     }
-
-
-def read_user_rows(source: OpenFile, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a dataset that a user added, (n, ...); text as bytes."""
-    low, high = int(numbers[0]), int(numbers[-1]) + 1
-    _require_plain(source, name)
-    rows = slice(low, high)
-    block = source.text_bytes(name, rows) if source.file[name].dtype.kind == "O" else source.file[name][rows]
-    return block[numbers - low]
 
 
 def carry(source: OpenFile, file: h5py.File, by_rows: Collection[str]) -> None:
@@ -67,12 +63,11 @@ def carry(source: OpenFile, file: h5py.File, by_rows: Collection[str]) -> None:
         _copy_attributes(source.file[name].attrs, file.require_group(name).attrs, ())
     for name in source.datasets:
         dataset = source.file[name]
-        if name not in DATASETS:
-            _require_plain(source, name)
-            if name not in by_rows and name not in file:
-                if dataset.dtype.kind == "O":
-                    source.text_bytes(name)  # that it is no larger than the file
-                file.copy(dataset, file, name)
+        if name not in DATASETS and name not in by_rows and name not in file:
+            require_copyable(source, [name])
+            if dataset.dtype.kind == "O":
+                source.text_bytes(name)  # that it is no larger than the file
+            file.copy(dataset, file, name)
         if name in file:
             _copy_attributes(dataset.attrs, file[name].attrs, DATASET_ATTRIBUTES if name in DATASETS else ())
 
@@ -86,10 +81,20 @@ def _copy_attributes(old: Any, new: Any, but: Collection[str]) -> None:
             new.create(name, old[name], shape=about.shape, dtype=about.dtype)
 
 
-def _require_plain(source: OpenFile, name: str) -> None:
-    dtype = source.file[name].dtype
-    if dtype.hasobject and h5py.check_string_dtype(dtype) is None:
-        raise FeatureFileError(
-            f"{source.path}: {name} holds references or lists, which cannot be copied: move it to another file"
-        )
-    source.require_stored(name)
+def require_copyable(source: OpenFile, names: Collection[str]) -> None:
+    """Check that datasets can be copied.
+
+    Raises
+    ------
+    FeatureFileError
+        If one holds references, or lists of any length.
+    RefusedFileError
+        If one declares more than it holds.
+    """
+    for name in names:
+        dtype = source.file[name].dtype
+        if dtype.hasobject and h5py.check_string_dtype(dtype) is None:
+            raise FeatureFileError(
+                f"{source.path}: {name} holds references or lists, which cannot be copied: move it to another file"
+            )
+        source.require_stored(name, MOST_RATIO)
