@@ -6,7 +6,6 @@ no such locks, whose existence is the lock; who holds it; and a marker, by which
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -22,12 +21,6 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tvnet_cli.errors import TVNetError
 from tvnet_cli.writing import MARK, NO_LOCKS_HERE
 
-try:
-    from fcntl import LOCK_NB, LOCK_SH, flock
-except ImportError:  # not on this system
-    flock = None  # type: ignore[assignment]
-
-HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # what flock answers where another program holds the lock
 SECONDS_BETWEEN_TRIES = 0.5
 LOCK, FILE_AS_LOCK = "lock", "lock.file"
 HOLDER, MARKER = "holder.json", "made-by-tvnet.txt"
@@ -136,32 +129,6 @@ def require_own_folder(
         found = False
     if not found:
         raise error(f"{folder} is in the way: tvnet did not make it, and needs this name; move it away")
-
-
-def require_not_open(path: Path, error: type[TVNetError]) -> None:
-    """Refuse a file that another program has open for writing, where the disk knows locks and that program uses them.
-
-    HDF5 does: it locks what it opens. A file that cannot be opened, or is not a file, is left to who reads it.
-
-    Raises
-    ------
-    error
-    """
-    if flock is None or not path.is_file():
-        return
-    try:
-        file = path.open("rb")
-    except OSError:
-        return
-    with file:
-        try:
-            flock(file, LOCK_SH | LOCK_NB)
-        except OSError as failed:
-            if failed.errno in HELD:
-                raise error(
-                    f"{path} is open in another program (lock), which may write to it: close it there, and give the "
-                    "same command again"
-                ) from None
 
 
 def read_holder(folder: Path) -> dict[str, object] | None:

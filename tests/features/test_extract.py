@@ -104,7 +104,7 @@ def test_features_equal_each_step_done_by_hand(tmp_path):
         *(f"flow/{layer}" for layer in FLOW_LAYERS),
         *("rgb/global_pool", "video_id", "frame_index", "pts_seconds", "num_frames", "padded", "bad_packets"),
         *("checksum", "failures/video_id", "failures/reason", "failures/code"),
-        *("source_bytes", "source_mtime_ns", "source_hash"),
+        *("source_bytes", "source_mtime_ns", "source_hash", "notes", "written_by"),
     }
     shapes = {name: found[name].shape[1:] for name in found}
     assert shapes["flow/inception_4e_output"] == (1056, 7, 7)

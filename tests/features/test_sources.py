@@ -17,7 +17,7 @@ import pytest
 from feature_files import content
 from films import write_film
 
-from tvnet_cli.errors import FeatureFileError, VideoReadError
+from tvnet_cli.errors import FeatureFileError, FileAccessError, VideoReadError
 from tvnet_cli.features.extract import extract_features
 from tvnet_cli.features.extractor import Extractor
 from tvnet_cli.features.merge import merge_features
@@ -276,7 +276,7 @@ def test_a_file_that_another_program_writes_is_open_there_and_not_damaged(films,
     command = [sys.executable, "-c", WRITER, str(tmp_path / "f.h5")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "open\n"
-        with pytest.raises(FeatureFileError, match=r"f\.h5 is open in another program \(lock\)") as raised:
+        with pytest.raises(FileAccessError, match=r"f\.h5 is open in another program \(lock\)") as raised:
             run()
         other.communicate()
     assert "damaged" not in str(raised.value)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from feature_files import RECIPE, as_version_1, assert_same_content, damage, row, write
 
-from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError
+from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError, FileAccessError
 from tvnet_cli.features import format as format_module
 from tvnet_cli.features import store as module
 from tvnet_cli.features.format import Failure, read_contents
@@ -265,10 +264,10 @@ def test_a_part_that_the_system_keeps_from_being_read_is_not_set_aside(tmp_path,
     interrupted_run(tmp_path / "f.h5", "a")
 
     def unreadable(path: Path) -> None:
-        raise FeatureFileError(f"{path} cannot be opened") from OSError(errno.EIO, "Input/output error")
+        raise FileAccessError(f"{path} cannot be opened: Input/output error")
 
     monkeypatch.setattr(module, "read_contents", unreadable)
-    with pytest.raises(FeatureFileError, match=r"000000001\.h5 cannot be opened"):
+    with pytest.raises(FileAccessError, match=r"000000001\.h5 cannot be opened"):
         write(tmp_path / "f.h5", "b")
     monkeypatch.undo()
     assert "f.h5.parts/000000001.h5" in names(tmp_path)

@@ -140,8 +140,10 @@ def extract_features(
     Raises
     ------
     FeatureFileError
-        If ``output`` is no feature file, was made by another recipe, is damaged or is being written by another run or
-        program; or if a row is damaged twice on its way into the file.
+        If ``output`` is no feature file, was made by another recipe, is damaged or is being written by another run; or
+        if a row is damaged twice on its way into the file.
+    FileAccessError
+        If ``output`` cannot be read now, such as because another program has it open for writing.
     DiskFullError
         Finished videos are kept.
     """

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tvnet_cli import locks
-from tvnet_cli.errors import FeatureFileError
+from tvnet_cli.errors import FeatureFileError, RefusedFileError
 from tvnet_cli.features.format import read_contents
 
 PARTS = ".parts"
@@ -39,8 +39,7 @@ def locked(
     Raises
     ------
     FeatureFileError
-        If another run holds the lock, which the message names; if another program has the file open for writing; or if
-        something else has the name of the folder.
+        If another run holds the lock, which the message names; or if something else has the name of the folder.
     """
     folder = parts_folder(output)
     if output.is_dir():
@@ -49,7 +48,6 @@ def locked(
     with locks.locked(
         output, folder, FeatureFileError, wait=wait, stop=stop, note=note, advice=advice, ours=_is_of_an_older_version
     ):
-        require_not_open(output)
         yield folder
 
 
@@ -70,16 +68,6 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob("*.new"):
         if LEFTOVER.fullmatch(path.name):
             path.unlink()
-
-
-def require_not_open(output: Path) -> None:
-    """Refuse a feature file that another program has open for writing: what it writes would be lost.
-
-    Raises
-    ------
-    FeatureFileError
-    """
-    locks.require_not_open(output, FeatureFileError)
 
 
 def has_own_parts(folder: Path) -> bool:
@@ -117,6 +105,6 @@ def _is_of_an_older_version(folder: Path) -> bool:
 def _is_part(path: Path) -> bool:
     try:
         read_contents(path)
-    except FeatureFileError:
+    except (FeatureFileError, RefusedFileError):
         return False
     return True

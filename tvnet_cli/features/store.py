@@ -43,7 +43,6 @@ from tvnet_cli.features.lock import (
     part_files,
     parts_folder,
     remove_leftovers,
-    require_not_open,
     require_own_parts,
 )
 from tvnet_cli.features.sources import SOURCE_DATASETS, sources_of_rows
@@ -86,8 +85,9 @@ class FeatureStore:
     Raises
     ------
     FeatureFileError
-        On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run
-        or program; on packing, if another program has it open for writing.
+        On entering, if ``output`` is no feature file, was made by another recipe, or is being written by another run.
+    FileAccessError
+        On entering or packing, if a file cannot be read now, such as one that another program has open for writing.
     DamagedError
         If ``output`` is damaged.
     DiskFullError
@@ -208,7 +208,6 @@ class FeatureStore:
         paths = self._part_files()
         if not paths:
             return True
-        require_not_open(self.output)
         try:
             sources = [read_contents(path) for path in [*self._old(), *paths]]
             new = self.parts / ("packed" + NEW)
@@ -297,8 +296,6 @@ class FeatureStore:
                     if wrong:
                         raise DamagedError(path, f"{named(wrong)} differs from its checksum")
             except FeatureFileError as error:
-                if _was_not_read(error):
-                    raise
                 self._set_aside(path, getattr(error, "reason", "not a feature file"))
             else:
                 whole.append(contents)
@@ -365,7 +362,6 @@ def already_there(
     output = behind_links(output)
     folder, parts = parts_folder(output), []
     require_own_parts(folder)
-    require_not_open(output)
     if overwrite:
         require_replaceable(output)
     for path in part_files(folder):
@@ -394,12 +390,6 @@ def _known(found: Sequence[Contents], recipe: Recipe) -> tuple[dict[str, Identit
 
 class _StoppedError(Exception):
     """The run is to end in the middle of packing."""
-
-
-def _was_not_read(error: FeatureFileError) -> bool:
-    """Return whether the system kept a file from being read, such as by a lock, which says nothing of its content."""
-    behind = error.__cause__
-    return isinstance(behind, MemoryError) or (isinstance(behind, OSError) and behind.errno is not None)
 
 
 def _is_single(part: Contents) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tvnet_cli.errors import DamagedError, FeatureFileError
 from tvnet_cli.features.format import Contents, RowProgress, join, look_into, named, read_rows, sync_folder
-from tvnet_cli.features.lock import PARTS, behind_links, locked, parts_folder
+from tvnet_cli.features.lock import PARTS, behind_links, locked, part_files, parts_folder
 
 UNIT_NORM = 1e-3  # how far the L2 norm of features may be from 1
 MAY_BE_NAN = {"pts_seconds"}
@@ -120,7 +120,7 @@ def repair_features(path: Path, progress: RowProgress = lambda done, total: None
 def _look_at(path: Path, progress: RowProgress) -> tuple[Findings, list[Findings]]:
     """What is found in a feature file, unless the folder of its parts was given, and in each of those."""
     output, parts = _file_and_parts(path)
-    waiting = [found for part in sorted(parts.glob("*.h5")) if (found := _verify_part(part))]
+    waiting = [found for part in part_files(parts) if (found := _verify_part(part))]
     return _verify_file(output, progress) if output.exists() and not path.is_dir() else Findings(path), waiting
 
 
@@ -183,7 +183,7 @@ def _file_and_parts(path: Path) -> tuple[Path, Path]:
         raise FeatureFileError(f"{path} is a folder: name feature files, or the folder {PARTS} of one")
     output = path.with_name(path.name.removesuffix(PARTS)) if path.is_dir() else behind_links(path)
     parts = parts_folder(output)
-    if not output.exists() and not any(parts.glob("*.h5")):
+    if not output.exists() and not part_files(parts):
         raise FeatureFileError(f"there is no feature file {output}, nor finished videos in {parts}")
     return output, parts
 
