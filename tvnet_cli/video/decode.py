@@ -8,7 +8,6 @@ made again by decoding the whole video.
 from __future__ import annotations
 
 import errno
-import math
 import re
 import stat
 import zlib
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FrameListError, VideoReadError
@@ -62,11 +60,6 @@ _BEGINNING_BYTES = 1 << 12
 # Never seek where a packet may hold two frames or none that is shown, or where times after a seek are guesses:
 # then all frames up to the last one are decoded, and so checked.
 _UNSURE = {"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "vp8", "mpeg"}
-
-
-# Without these flags frames of more than 8 bits become 1.5 levels too dark on average. Those of 8 bits are converted as
-# programs commonly do it.
-DEEP_SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 class KeyFrame(NamedTuple):
@@ -210,31 +203,17 @@ def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: 
     pictures = np.empty((len(wanted), crop_size, crop_size, 3), np.uint8)
     # One converter for the whole video: each frame's own would allocate a context of its own.
     converter = av.video.reformatter.VideoReformatter()
-    oddities = dict.fromkeys(video.notes)
-    first_size: tuple[int, int] | None = None
     for number, frame in enumerate(read_frames(video, wanted.tolist())):
         pictures[number] = center_crop(upright_rgb(frame, converter, short_side), crop_size)
-        first_size = first_size or (frame.width, frame.height)
-        oddities |= dict.fromkeys(_oddities(frame, first_size))
     return VideoClips(
         frames=pictures[place.reshape(frame_index.shape)],
         frame_index=frame_index,
         pts_seconds=video.pts_seconds[frame_index],
         num_frames=video.num_frames,
         padded=video.num_frames < clip_length,
-        notes=tuple(oddities),
+        notes=video.notes,
         bad_packets=video.damage.bad_packets if video.damage else 0,
     )
-
-
-def _oddities(frame: av.VideoFrame, first_size: tuple[int, int]) -> Iterator[str]:
-    """What people should know of a frame, one of a video whose first one that is used has this width and height."""
-    if frame.interlaced_frame:
-        yield "interlaced: both fields of a frame are taken as one picture"
-    if (frame.width, frame.height) != first_size:
-        yield f"the size changes from {first_size[0]} x {first_size[1]} to {frame.width} x {frame.height} pixels"
-    if off := orientation(frame).degrees_off:
-        yield f"the container asks for a rotation {off:g} degrees from a quarter turn, which is left out"
 
 
 def refuse_damaged(video: VideoScan) -> None:
@@ -383,59 +362,12 @@ def upright_rgb(
     if short_side is not None:
         ratio = Fraction(short_side, min(height, width))
         height, width = int(height * ratio + Fraction(1, 2)), int(width * ratio + Fraction(1, 2))
-    turn = orientation(frame)
+    quarter_turns = round(frame.rotation / 90)
     if size is not None:
-        height, width = size[::-1] if turn.transposed else size
+        height, width = size[::-1] if quarter_turns % 2 else size
     _refuse_large(width, height)  # of a thin strip, say
-    deep = max(component.bits for component in frame.format.components) > 8
-    picture = converter.reformat(
-        frame,
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation=DEEP_SCALING if deep else Interpolation.BILINEAR,
-    )
-    pixels: NDArray[Any] = picture.to_ndarray()
-    return turn.apply(pixels)
-
-
-class Orientation(NamedTuple):
-    """How a stored frame becomes upright: first it is transposed, then mirrored.
-
-    Attributes
-    ----------
-    transposed, mirrored_x, mirrored_y : bool
-    degrees_off : float
-        How far the container's rotation is from one of these eight.
-    """
-
-    transposed: bool = False
-    mirrored_x: bool = False
-    mirrored_y: bool = False
-    degrees_off: float = 0.0
-
-    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a picture (H, W, 3), or (W, H, 3) transposed, as it is to be shown; a view."""
-        upright = picture.swapaxes(0, 1) if self.transposed else picture
-        return upright[:: -1 if self.mirrored_y else 1, :: -1 if self.mirrored_x else 1]
-
-
-def orientation(frame: av.VideoFrame) -> Orientation:
-    """Return how a decoded frame becomes upright, by the display matrix that containers of cameras hold.
-
-    The matrix takes the stored pixel (x, y) to (a x + c y, b x + d y), as in FFmpeg's ``display.h``. The nearest of the
-    four rotations, mirrored or not, is taken; players turn by other angles too.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return Orientation()
-    a, b, _, c, d, *_ = np.frombuffer(memoryview(matrix), np.int32).astype(np.float64).tolist()
-    if not (a or b) or not (c or d):
-        return Orientation()  # of no use, as it shows nothing
-    transposed = abs(b) + abs(c) > abs(a) + abs(d)
-    x, y = (c, b) if transposed else (a, d)
-    off = math.degrees(math.atan2(abs(a), abs(b)) if transposed else math.atan2(abs(b), abs(a)))
-    return Orientation(transposed, x < 0, y < 0, round(off, 1))
+    picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
+    return np.rot90(picture.to_ndarray(), k=quarter_turns)
 
 
 def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
