@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
 from tvnet_cli.options import FrameOptions
-from tvnet_cli.video.decode import VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
+from tvnet_cli.video.decode import FrameNotes, VideoScan, read_frames, scan, scan_by_decoding, upright_rgb
 from tvnet_cli.video.files import VIDEO_SUFFIXES
 from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, read_image
 
@@ -35,7 +35,7 @@ class FrameSequence(Protocol):
     time_base : Fraction, seconds
         The times are whole multiples of it.
     notes : tuple of str
-        What is not as it should be, for people.
+        What is not as it should be, for people, as far as the frames were read.
     damage : str
         What is missing and from which time on; empty if nothing is.
     """
@@ -45,8 +45,10 @@ class FrameSequence(Protocol):
     frame_index: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
     time_base: Fraction
-    notes: tuple[str, ...]
     damage: str
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         """The frames at these ascending positions, by default all: (H, W, 3), uint8, RGB.
@@ -103,7 +105,7 @@ class _Film:
     """The frames of a film, each held against the scan of its packets; where they differ, counted by decoding."""
 
     def __init__(self, path: Path, options: FrameOptions) -> None:
-        self.name, self.options = path.name, options
+        self.name, self.options, self._seen = path.name, options, FrameNotes()
         self.files: tuple[Path, ...] = (path,)
         try:
             self._use(scan(path))
@@ -118,12 +120,16 @@ class _Film:
         self.time_base = video.time_base or _frame_time(self.options)
         self.frame_index = _select(seconds, self.options)
         self.pts_seconds = seconds[self.frame_index]
-        self.notes, self.damage = video.notes, ""
+        self.damage = ""
         # What is broken behind the last frame that is wanted does no harm.
         last_wanted = np.inf if self.options.end is None else video.pts_seconds[0] + self.options.end
         if video.damage and not video.damage.seconds >= last_wanted:
             at = f" after {video.damage.seconds:.2f} s" if np.isfinite(video.damage.seconds) else ""
             self.damage = f"breaks{at}: {video.damage.reason}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self._video.notes, *self._seen.notes)
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         given = 0
@@ -146,7 +152,7 @@ class _Film:
         wanted = range(len(self.frame_index)) if positions is None else positions
         wanted = [position for position in wanted[start:] if position < len(self.frame_index)]
         converter = av.video.reformatter.VideoReformatter()
-        frames = read_frames(self._video, self.frame_index[wanted].tolist())
+        frames = read_frames(self._video, self.frame_index[wanted].tolist(), self._seen)
         shape: tuple[int, ...] = ()
         for position, frame in zip(wanted, frames, strict=False):
             if position < convert_from:
