@@ -61,8 +61,8 @@ def _nearest(a: float, b: float, c: float, d: float) -> Orientation:
     if away > math.sin(math.radians(TOLERANCE_DEGREES)):
         degrees = math.degrees(math.atan2(b, a))
         note = (
-            f"its display matrix is no quarter turn and no mirror image (it turns by {degrees:.0f} degrees clockwise): "
-            "the nearest of these is used"
+            "its display matrix is neither a quarter turn nor a mirror image "
+            f"(it rotates by {degrees % 360:.0f} degrees clockwise): the nearest of these is used"
         )
     return Orientation(transposed, (c if transposed else a) < 0, (b if transposed else d) < 0, note)
 
