@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -47,13 +47,14 @@ def write_film(
     pts: Callable[[int], int] = lambda number: number,
     time_base: Fraction | None = None,
     rotation: int = 0,
+    matrix: Sequence[int] = (),
     picture: Callable[[int], NDArray[np.uint8]] = numbered_picture,
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a film of grey or RGB pictures, shown ``pts(i)`` time units after 0.
 
     ``rotation`` is what the display matrix asks for; the stored pictures are turned the other way, so that a
-    right reader shows them upright.
+    right reader shows them upright. ``matrix`` is a display matrix for pictures that are stored as they are.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -65,6 +66,8 @@ def write_film(
         stream.codec_context.time_base = time_base or Fraction(1, rate)
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            stream.set_display_matrix(matrix)
         for number in range(num_frames):
             stored = np.ascontiguousarray(np.rot90(picture(number), k=-rotation // 90))
             frame = av.VideoFrame.from_ndarray(stored, format="gray" if stored.ndim == 2 else "rgb24")

@@ -197,6 +197,7 @@ def test_many_outputs_at_once(film, tmp_path):
         "fields": 4,
         "size": [72, 96],
         "max_flow_pixels": 0,
+        "notes": [],
         "seconds": 0,
     }
     with h5py.File(tmp_path / "x.h5") as file, np.load(tmp_path / "y.npz") as archive:

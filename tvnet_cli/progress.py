@@ -268,6 +268,7 @@ class FlowProgress(_Screen):
             "fields": self.last.position + 1 if self.last else self.num_fields,
             "size": list(self.last.first.shape[:2]) if self.last else None,
             "max_flow_pixels": max_flow,
+            "notes": list(self.sequence.notes),
             "seconds": round(time.monotonic() - self._started, 3),
         }
 

@@ -185,6 +185,35 @@ def test_a_film_that_lacks_whole_packets_at_its_end_has_a_note_too(tmp_path):
     assert clips.notes == ("the container promises 100 frames, 60 are there",)
 
 
+def test_interlaced_video_gives_a_note(tmp_path):
+    film = write_film(
+        tmp_path / "film.mpg", 20, codec="mpeg2video", options={"flags": "+ilme+ildct", "alternate_scan": "1"}
+    )
+    assert read_clips(film).notes == (
+        "interlaced: the two fields of a frame are of different times and are taken as one",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".h264"])
+def test_a_change_of_size_gives_a_note(tmp_path, suffix):
+    film = write_film(tmp_path / f"film{suffix}", 60, options=B_FRAMES)
+    wide = tmp_path / f"wide{suffix}"
+    write_film(wide, 30, pts=lambda i: i + 60, options=B_FRAMES, picture=lambda i: numbered_picture(60 + i, 128, 192))
+    film.write_bytes(film.read_bytes() + wide.read_bytes())
+    (note,) = read_clips(film).notes
+    assert note.startswith("its frames change size: 128 x 128 pixels, and 192 x 128")
+
+
+def test_a_change_of_size_between_two_clips_is_noted_too(tmp_path):
+    film, small = tmp_path / "film.ts", tmp_path / "small.ts"
+    write_film(film, 20, options=B_FRAMES, picture=lambda i: numbered_picture(i, 64, 64))
+    write_film(small, 3000, pts=lambda i: i + 20, options=B_FRAMES)
+    film.write_bytes(film.read_bytes() + small.read_bytes())
+    clips = read_clips(film)
+    assert clips.frame_index.min() >= 20
+    assert any("its frames change size: 64 x 64 pixels, and 128 x 128" in note for note in clips.notes)
+
+
 def test_titles_in_another_encoding_are_no_trouble(tmp_path):
     film = write_film(tmp_path / "film.mp4", 10)
     content = film.read_bytes()

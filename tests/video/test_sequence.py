@@ -179,9 +179,11 @@ def test_a_film_that_changes_its_size_ends_there_unless_resized(tmp_path):
         assert next(pictures).shape == (64, 128, 3)
     with pytest.raises(VideoReadError, match=r"a\.ts: changes from 128 x 64 to 128 x 96 pixels at \S+ s: --size"):
         next(pictures)
-    resized = list(open_sequence([film], FrameOptions(size=(64, 64))).read())
+    whole = open_sequence([film], FrameOptions(size=(64, 64)))
+    resized = list(whole.read())
     assert {picture.shape for picture in resized} == {(64, 64, 3)}
     assert len(resized) == 20
+    assert any("its frames change size: 128 x 64 pixels, and 128 x 96 at" in note for note in whole.notes)
 
 
 def test_sound_that_goes_on_after_the_pictures_is_no_damage(shared_data):

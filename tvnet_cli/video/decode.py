@@ -27,11 +27,17 @@ from numpy.typing import NDArray
 from tvnet_cli.errors import FrameListError, VideoReadError
 from tvnet_cli.options import MAX_FRAME_PIXELS, MIN_FRAME_SIDE, ExtractOptions
 from tvnet_cli.video.clips import clip_frames
+from tvnet_cli.video.orientation import orientation
 from tvnet_cli.video.remote import RemoteFilm
 
 SEEK_GAP = 100  # frames; a shorter gap is decoded through, which also checks the frame list there
 MAX_BAD_PACKETS = 0.05  # share of the packets; clips of a video with more are refused
 MAX_MISSING = 0.05  # share of what the container promises; headers are often a little wrong, and no more than this
+
+# How libswscale makes RGB, by its numbers, which older versions of PyAV have no names for. Without the last two its
+# short cut rounds down: frames of more than 8 bits become 1.3 to 3 levels too dark where the width is even. Frames
+# of 8 bits keep the short cut, so that they stay equal to what ffmpeg gives by default.
+BILINEAR, FULL_CHROMA, ACCURATE_ROUNDING = 0x2, 0x2000, 0x40000
 
 # Titles in another encoding are no reason to refuse a film. From PyAV 19 on they are none anyway.
 _LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -47,6 +53,7 @@ LISTS = frozenset(
 )
 _OTHERS = ",".join(sorted(name for name in av.formats_available if name not in LISTS))
 _THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none", "format_whitelist": _OTHERS}
+_THESE_BYTES_ALONE = {"protocol_whitelist": "none", "format_whitelist": _OTHERS}
 # How texts begin that only name other files, by what they are called.
 _BEGINNINGS = {
     "ffconcat": r"ffconcat\s",
@@ -178,7 +185,7 @@ def read_clips(
     Returns
     -------
     VideoClips
-        Upright: the rotation that the container asks for is applied.
+        Upright: turned and mirrored as the display matrix asks.
 
     Raises
     ------
@@ -202,8 +209,8 @@ def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: 
     wanted, place = np.unique(frame_index, return_inverse=True)
     pictures = np.empty((len(wanted), crop_size, crop_size, 3), np.uint8)
     # One converter for the whole video: each frame's own would allocate a context of its own.
-    converter = av.video.reformatter.VideoReformatter()
-    for number, frame in enumerate(read_frames(video, wanted.tolist())):
+    converter, seen = av.video.reformatter.VideoReformatter(), FrameNotes()
+    for number, frame in enumerate(read_frames(video, wanted.tolist(), seen)):
         pictures[number] = center_crop(upright_rgb(frame, converter, short_side), crop_size)
     return VideoClips(
         frames=pictures[place.reshape(frame_index.shape)],
@@ -211,7 +218,7 @@ def _read_clips(video: VideoScan, num_clips: int, clip_length: int, short_side: 
         pts_seconds=video.pts_seconds[frame_index],
         num_frames=video.num_frames,
         padded=video.num_frames < clip_length,
-        notes=video.notes,
+        notes=(*video.notes, *seen.notes),
         bad_packets=video.damage.bad_packets if video.damage else 0,
     )
 
@@ -298,7 +305,36 @@ def scan_by_decoding(path: Path | RemoteFilm) -> VideoScan:
     return VideoScan(path, seconds, time_base=time_base, notes=notes, damage=damage)
 
 
-def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+class FrameNotes:
+    """What of the frames is not as it should be, seen while they are decoded; each kind of thing is noted once."""
+
+    def __init__(self) -> None:
+        self._size: tuple[int, int] | None = None
+        self._notes: dict[str, str] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people."""
+        return tuple(self._notes.values())
+
+    def look(self, frame: av.VideoFrame) -> None:
+        """Take a decoded frame into account."""
+        turned = orientation(frame)
+        size = (frame.height, frame.width) if turned.transposed else (frame.width, frame.height)
+        self._size = self._size or size
+        if size != self._size:
+            at = "" if frame.time is None else f" at {frame.time:.2f} s"
+            before, after = (f"{width} x {height}" for width, height in (self._size, size))
+            self._notes.setdefault("size", f"its frames change size: {before} pixels, and {after}{at}")
+        if frame.interlaced_frame:
+            self._notes.setdefault(
+                "interlaced", "interlaced: the two fields of a frame are of different times and are taken as one"
+            )
+        if turned.note:
+            self._notes.setdefault("matrix", turned.note)
+
+
+def read_frames(video: VideoScan, wanted: Sequence[int], seen: FrameNotes | None = None) -> Iterator[av.VideoFrame]:
     """The frames with these numbers.
 
     Parameters
@@ -306,6 +342,8 @@ def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFra
     video : VideoScan
     wanted : sequence of int
         Frame numbers, each larger than the one before.
+    seen : FrameNotes, optional
+        Looks at all frames that are decoded, those between the wanted ones too.
 
     Yields
     ------
@@ -319,11 +357,12 @@ def read_frames(video: VideoScan, wanted: Sequence[int]) -> Iterator[av.VideoFra
     VideoReadError
         If the video cannot be opened.
     """
+    seen = seen or FrameNotes()
     with _opened(video.path) as (container, stream):
         if video.pts is None:
-            yield from _pick(_TolerantDecoder(video.path, container, stream).frames(), wanted)
+            yield from _pick(_TolerantDecoder(video.path, container, stream).frames(), wanted, seen)
         else:
-            yield from _seek_and_pick(container, stream, video, wanted)
+            yield from _seek_and_pick(container, stream, video, wanted, seen)
 
 
 def upright_rgb(
@@ -332,7 +371,7 @@ def upright_rgb(
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """A decoded frame as an RGB picture, turned as the container asks.
+    """Return a decoded frame as an RGB picture, turned and mirrored as its display matrix asks.
 
     Parameters
     ----------
@@ -362,12 +401,14 @@ def upright_rgb(
     if short_side is not None:
         ratio = Fraction(short_side, min(height, width))
         height, width = int(height * ratio + Fraction(1, 2)), int(width * ratio + Fraction(1, 2))
-    quarter_turns = round(frame.rotation / 90)
+    upright = orientation(frame)
     if size is not None:
-        height, width = size[::-1] if quarter_turns % 2 else size
+        height, width = size[::-1] if upright.transposed else size
     _refuse_large(width, height)  # of a thin strip, say
-    picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BILINEAR")
-    return np.rot90(picture.to_ndarray(), k=quarter_turns)
+    deep = any(component.bits > 8 for component in frame.format.components)
+    flags = BILINEAR | FULL_CHROMA | ACCURATE_ROUNDING if deep else BILINEAR
+    picture = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation=flags)
+    return upright.apply(picture.to_ndarray())
 
 
 def center_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -438,7 +479,8 @@ def _container(path: Path | RemoteFilm) -> av.container.InputContainer:
     container: av.container.InputContainer
     if isinstance(path, RemoteFilm):
         path.seek(0)
-        container = av.open(path, io_open=_refuse_to_open, **_LENIENT)
+        # The callback does not cover sockets that libav opens itself, as a text that describes a stream asks for.
+        container = av.open(path, io_open=_refuse_to_open, options=_THESE_BYTES_ALONE, **_LENIENT)
     else:
         # The scheme keeps names such as "a:b.mp4" from being taken for an address.
         container = av.open(f"file:{path}", options=_THIS_FILE_ALONE, **_LENIENT)
@@ -549,9 +591,10 @@ class _TolerantDecoder:
             self.first_error, self.seconds_before_error = _reason(error), self._seconds
 
 
-def _pick(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+def _pick(frames: Iterator[av.VideoFrame], wanted: Sequence[int], seen: FrameNotes) -> Iterator[av.VideoFrame]:
     remaining = set(wanted)
     for number, frame in enumerate(frames):
+        seen.look(frame)
         if number in remaining:
             yield frame
             remaining.discard(number)
@@ -561,7 +604,11 @@ def _pick(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> Iterator[av
 
 
 def _seek_and_pick(
-    container: av.container.InputContainer, stream: av.VideoStream, video: VideoScan, wanted: Sequence[int]
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    video: VideoScan,
+    wanted: Sequence[int],
+    seen: FrameNotes,
 ) -> Iterator[av.VideoFrame]:
     """The frames wanted, by seeking over long gaps, each decoded frame held against the scan."""
     assert video.pts is not None
@@ -575,6 +622,7 @@ def _seek_and_pick(
             for frame in frames:
                 if position == video.num_frames or frame.pts != video.pts[position]:
                     raise FrameListError(f"frame {position} is not the one that the packets promise")
+                seen.look(frame)
                 position += 1
                 if position > number:
                     yield frame

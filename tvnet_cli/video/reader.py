@@ -113,6 +113,7 @@ class Decoders:
         to_end: bool = False,
         short_side: int | None = None,
         size: tuple[int, int] | None = None,
+        seen: dict[str, None] | None = None,
     ) -> Iterator[Picture | None]:
         """Read the frames with these rising numbers, each under the limits.
 
@@ -127,6 +128,8 @@ class Decoders:
             Look whether the video ends after the last one.
         short_side, size
             As for ``tvnet_cli.video.decode.upright_rgb``.
+        seen : dict of str to None, optional
+            Takes what is not as it should be in the frames so far, as its keys.
 
         Yields
         ------
@@ -143,7 +146,9 @@ class Decoders:
         needed: dict[str, Any] = {"counted": video.pts is None, "checksum": video.checksum}
         needed |= {"wanted": [int(number) for number in wanted], "first": first}
         needed |= {"to_end": to_end, "short_side": short_side, "size": size}
-        for _, arrays in self._messages("frames", video.path, needed):
+        for value, arrays in self._messages("frames", video.path, needed):
+            if seen is not None:
+                seen.update(dict.fromkeys(value["notes"]))
             yield arrays[0] if arrays else None
 
     def image(self, path: Path) -> Picture:

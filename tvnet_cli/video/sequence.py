@@ -36,7 +36,7 @@ class FrameSequence(Protocol):
     time_base : Fraction, seconds
         The times are whole multiples of it.
     notes : tuple of str
-        What is not as it should be, for people.
+        What is not as it should be, for people, as far as the frames were read.
     damage : str
         What is missing and from which time on; empty if nothing is.
     """
@@ -46,8 +46,10 @@ class FrameSequence(Protocol):
     frame_index: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
     time_base: Fraction
-    notes: tuple[str, ...]
     damage: str
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         """The frames at these ascending positions, by default all: (H, W, 3), uint8, RGB.
@@ -107,6 +109,7 @@ class _Film:
 
     def __init__(self, path: Path, options: FrameOptions, reader: Decoders) -> None:
         self.name, self.options, self._reader = path.name, options, reader
+        self._seen: dict[str, None] = {}  # notes on frames that were read
         self.files: tuple[Path, ...] = (path,)
         try:
             self._use(reader.scan(path))
@@ -121,12 +124,16 @@ class _Film:
         self.time_base = video.time_base or _frame_time(self.options)
         self.frame_index = _select(seconds, self.options)
         self.pts_seconds = seconds[self.frame_index]
-        self.notes, self.damage = video.notes, ""
+        self.damage = ""
         # What is broken behind the last frame that is wanted does no harm.
         last_wanted = np.inf if self.options.end is None else video.pts_seconds[0] + self.options.end
         if video.damage and not video.damage.seconds >= last_wanted:
             at = f" after {video.damage.seconds:.2f} s" if np.isfinite(video.damage.seconds) else ""
             self.damage = f"breaks{at}: {video.damage.reason}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self._video.notes, *self._seen)
 
     def read(self, positions: Sequence[int] | None = None, convert_from: int = 0) -> Iterator[Picture | None]:
         given = 0
@@ -156,6 +163,7 @@ class _Film:
             to_end=bool(numbers) and numbers[-1] + self.options.every >= self._video.num_frames,
             short_side=self.options.short_side,
             size=self.options.size,
+            seen=self._seen,
         )
         shape: tuple[int, ...] = ()
         for position, picture in zip(wanted, frames, strict=False):

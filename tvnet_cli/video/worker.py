@@ -142,13 +142,14 @@ def _frames(
     if video.checksum != checksum:
         raise FrameListError("it has other frames than before")
     converter = av.video.reformatter.VideoReformatter()
-    frames = decode.read_frames(video, wanted)
+    seen = decode.FrameNotes()
+    frames = decode.read_frames(video, wanted, seen)
     for place, frame in zip(range(len(wanted)), frames, strict=False):
         if place < first:
-            yield {}, []
+            yield {"notes": seen.notes}, []
             continue
         picture = decode.upright_rgb(frame, converter, short_side, (size[0], size[1]) if size else None)
-        yield {}, [np.ascontiguousarray(picture)]
+        yield {"notes": seen.notes}, [np.ascontiguousarray(picture)]
     if to_end:
         next(frames, None)  # lets it look whether the video ends here, as it should
 
