@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import threading
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,10 +20,11 @@ from tvnet_cli.cli import main
 from tvnet_cli.errors import FlowFileError, VideoReadError
 from tvnet_cli.flow.files import read_flow
 from tvnet_cli.options import DecodeLimits, FrameOptions
-from tvnet_cli.video import reader
+from tvnet_cli.video import decode, images, reader
 from tvnet_cli.video.decode import scan
 from tvnet_cli.video.images import read_image
 from tvnet_cli.video.reader import Decoders, decoders
+from tvnet_cli.video.remote import RemoteFilm
 from tvnet_cli.video.sequence import open_sequence
 from tvnet_cli.video.thumbnails import thumbnail
 
@@ -50,6 +54,47 @@ def test_a_list_ends_tvnet_flow_in_one_line(listed: Path):
     result = CliRunner().invoke(main, ["flow", str(listed), "-o", str(listed.with_name("e.h5"))])
     assert result.exit_code == 1
     assert "a list of other files" in result.stderr
+
+
+def test_a_remote_text_that_describes_a_stream_opens_no_port():
+    film = RemoteFilm(io.BytesIO(LISTS["SDP session"].encode()), "a.mp4")
+    with pytest.raises(av.error.FFmpegError):  # before its demuxer could listen
+        decode._container(film)
+    with pytest.raises(VideoReadError, match="SDP session"):
+        scan(film)
+
+
+def test_planes_in_files_of_their_own_are_not_opened(tmp_path: Path):
+    (tmp_path / "v%d.y").write_bytes(bytes(352 * 288))
+    os.mkfifo(tmp_path / "v%d.u")
+    with Decoders(DecodeLimits(timeout=5)) as held, pytest.raises(VideoReadError, match="cannot open: not a video"):
+        held.scan(tmp_path / "v%d.y")
+
+
+@pytest.mark.parametrize("command", ["train actions", "train flow", "visualize figure", "visualize scales"])
+def test_every_command_refuses_a_list_in_one_line(listed: Path, command: str):
+    folders = [listed.parent / "data" / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shutil.copy(listed, folder / "1.mp4")
+        shutil.copy(listed, folder / "2.mp4")
+    place = folders[0].parent if command.startswith("train") else listed
+    output = listed.with_name("out.png" if command.startswith("visualize") else "out")
+    result = CliRunner().invoke(main, [*command.split(), str(place), "-o", str(output)])
+    assert result.exit_code == 1
+    assert "a list of other files" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["flow", "features", "train actions", "train flow", "visualize features", "visualize figure", "visualize scales"],
+)
+def test_every_command_that_decodes_has_the_same_limits(tmp_path: Path, command: str):
+    film = write_film(tmp_path / "a.mp4", 9)
+    result = CliRunner().invoke(main, [*command.split(), str(film), "--decoder-memory", "1"])
+    assert result.exit_code == 2
+    assert "at least 256 MiB" in result.stderr
 
 
 def test_y4m_of_giant_frames_is_too_large_before_memory_is_taken(tmp_path: Path):
@@ -139,3 +184,40 @@ def test_threads_read_at_once(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert found == [12, 12, 12]
+
+
+def test_ctrl_c_does_not_wait_for_a_frame_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hang = "import time; from tvnet_cli.video import decode; decode.read_frames = lambda *rest: time.sleep(1000)"
+    start = reader.START.replace("from tvnet_cli", f"exec({hang!r}); from tvnet_cli")
+    monkeypatch.setattr(reader, "START", start)
+    monkeypatch.setattr(reader, "TICK", 0.05)
+    path = write_film(tmp_path / "a.mp4", 3)
+    with Decoders(DecodeLimits()) as held:
+        video = held.scan(path)
+        held.stop = threading.Event()
+        held.stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            list(held.frames(video, [0]))
+
+
+def test_a_closed_reader_starts_no_process(tmp_path: Path):
+    with Decoders(DecodeLimits()) as held:
+        pass
+    with pytest.raises(RuntimeError, match="was closed"):
+        held.scan(tmp_path / "a.mp4")
+    assert not any(worker.runs() for worker in held._workers)
+
+
+def test_true_flow_of_kitti_is_decoded_in_the_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.full((20, 30, 3), 40000, np.uint16))
+    monkeypatch.setattr(images, "read_levels", None)  # of this process
+    assert read_flow(path).shape == (2, 20, 30)
+
+
+def test_an_image_whose_header_says_that_it_is_giant_is_too_large(tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("1", (9000, 9000)).save(path)
+    with pytest.raises(VideoReadError, match="too large: 9000 x 9000 pixels") as error:
+        decoders().image(path)
+    assert error.value.code == "too_large"

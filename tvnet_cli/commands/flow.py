@@ -160,13 +160,15 @@ def flow(
     from tvnet_cli.interrupt import interruptible
     from tvnet_cli.network.weights import load_tvnet
     from tvnet_cli.progress import FlowProgress
+    from tvnet_cli.video.reader import Decoders
     from tvnet_cli.video.sequence import open_sequence
 
     targets = choose_targets(paths, outputs, formats) if outputs or formats or truth is None else []
     check_kept(targets, fields)
     click.get_current_context().with_resource(reserved(targets, overwrite=overwrite))
-    sequence = open_sequence(paths, frames, limits)
-    errors = FlowErrors(truth, sequence)
+    reader = click.get_current_context().with_resource(Decoders(limits))
+    sequence = open_sequence(paths, frames, reader)
+    errors = FlowErrors(truth, sequence, reader)
     chosen = choose_device(device)
     tvnet, sha256 = load_tvnet(weights, solver)
     tvnet.to(chosen)
@@ -188,6 +190,7 @@ def flow(
     broken: TVNetError | None = None
     interrupted = False
     with progress, interruptible() as asked_to_stop:
+        reader.stop = asked_to_stop
         batch_size = batch_size or DEFAULT_BATCH_SIZE[chosen.type]
         results = write_flow(
             sequence,
@@ -209,7 +212,7 @@ def flow(
                         break
         except (VideoReadError, FlowValueError, DiskFullError) as error:
             broken = error
-        except KeyboardInterrupt:  # asked twice
+        except KeyboardInterrupt:  # asked twice, or while a frame hangs
             interrupted = True
     progress.close(targets, max_flow, interrupted, failed=broken is not None)
     if as_json:

@@ -19,6 +19,7 @@ from tvnet_cli.commands.common import (
     PATH,
     complete_weights,
     with_clear_errors,
+    with_decode_limits,
     with_log,
     with_options,
 )
@@ -32,6 +33,7 @@ from tvnet_cli.options import (
     PRESETS,
     STREAMS,
     ActionOptions,
+    DecodeLimits,
     FlowTrainingOptions,
     PretrainOptions,
     Stage,
@@ -142,6 +144,7 @@ _ACTION_OPTIONS = [
 @click.option("--freeze-tvnet", is_flag=True, help="Leave TVNet as it is.")
 @with_options(_ACTION_OPTIONS)
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read videos.  [default: one a core]")
+@with_decode_limits
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
 @with_log
@@ -161,6 +164,7 @@ def actions(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    limits: DecodeLimits,
     log: EventLog,
     **numbers: Any,
 ) -> None:
@@ -214,6 +218,7 @@ def actions(
                 jobs=jobs or torch.get_num_threads(),
                 overwrite=overwrite,
                 report=_tell(progress.show, *([log.step] if is_first else []), *([board] if board else [])),
+                limits=limits,
             )
         if result is None:
             progress.interrupted(output)
@@ -271,6 +276,7 @@ _FLOW_RECIPE = FlowTrainingOptions()
 )
 @click.option("--mirror/--no-mirror", default=_FLOW_RECIPE.mirror, show_default=True, help="Mirror pairs at random.")
 @click.option("--seed", type=int, default=_FLOW_RECIPE.seed, show_default=True, help="Of pairs, crops and mirrors.")
+@with_decode_limits
 @with_options(_RUN_OPTIONS)
 @with_clear_errors
 @with_log
@@ -284,6 +290,7 @@ def train_flow(
     as_json: bool,
     quiet: bool,
     verbose: int,
+    limits: DecodeLimits,
     log: EventLog,
     **given: Any,
 ) -> None:
@@ -308,12 +315,14 @@ def train_flow(
     from tvnet_cli.training.loop import require_training_folder
     from tvnet_cli.training.pairs import find_named_pairs
     from tvnet_cli.training.sources import open_source
+    from tvnet_cli.video.reader import Decoders
 
     if any(path.is_dir() and output.resolve() == path.resolve() for path in (*paths, *validation)):
         raise click.UsageError(f"{output} is a folder of pairs or videos: choose another -o for the results")
     require_training_folder(output, training.RESULTS, overwrite=overwrite)
     tests = find_named_pairs(validation)
-    source = open_source(paths, options.seed, options.crop)
+    reader = click.get_current_context().with_resource(Decoders(limits))
+    source = open_source(paths, options.seed, options.crop, reader)
     chosen = choose_device(device)
     log.started(
         device=str(chosen), output=str(output), options=dataclasses.asdict(options), tvnet=dataclasses.asdict(solver)
@@ -322,7 +331,14 @@ def train_flow(
         progress.announce(f"kernels of TVNet on {chosen}: {source.name}")
         progress.notes(source.notes)
         tvnet = training.train_flow(
-            output, source, solver, options, device=chosen, report=_tell(progress.show, log.step), overwrite=overwrite
+            output,
+            source,
+            solver,
+            options,
+            device=chosen,
+            report=_tell(progress.show, log.step),
+            overwrite=overwrite,
+            abandon=reader.close,
         )
     if tvnet is None:
         progress.interrupted(output)

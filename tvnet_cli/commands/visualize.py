@@ -15,6 +15,7 @@ from tvnet_cli.commands.common import (
     check_writable,
     complete_weights,
     with_clear_errors,
+    with_decode_limits,
     with_options,
 )
 from tvnet_cli.commands.flow import read_schedule
@@ -31,6 +32,7 @@ from tvnet_cli.options import (
     PRESETS,
     SHEET_SUFFIXES,
     ChannelView,
+    DecodeLimits,
     DrawOptions,
     ExtractOptions,
     FrameOptions,
@@ -62,6 +64,7 @@ def visualize() -> None:
     show_default=True,
     help="Of more, so many are shown, evenly spaced by name.",
 )
+@with_decode_limits
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @with_clear_errors
@@ -76,6 +79,7 @@ def features(
     max_videos: int,
     quiet: bool,
     verbose: int,
+    limits: DecodeLimits,
 ) -> None:
     """Show a feature file as one page: a map of the videos, and what is most similar to each.
 
@@ -101,6 +105,7 @@ def features(
             num_neighbours=neighbours,
             max_videos=max_videos,
             progress=progress,
+            limits=limits,
         )
         progress.notes(page.notes)
     write_whole(output, page.html.encode("utf-8", "backslashreplace"))
@@ -274,6 +279,7 @@ _FILM = click.argument("film", type=PATH, metavar="FILM | FOLDER")
     f"[default: {FIGURE_LEAK}]",
 )
 @_SEED
+@with_decode_limits
 @with_options(_COMMON_OPTIONS)
 @with_clear_errors
 def figure(
@@ -289,6 +295,7 @@ def figure(
     device: str,
     quiet: bool,
     verbose: int,
+    limits: DecodeLimits,
     **numbers: Any,
 ) -> None:
     """Show what TVNet sees in a film, as Figure 2 of its supplement does.
@@ -304,13 +311,15 @@ def figure(
     from tvnet_cli.device import choose_device
     from tvnet_cli.network.weights import load_model
     from tvnet_cli.progress import DrawingProgress
+    from tvnet_cli.video.reader import Decoders
     from tvnet_cli.video.sequence import open_sequence
     from tvnet_cli.visualize.figures import FilmFigure
     from tvnet_cli.visualize.moments import liveliest_moments, moments_at
     from tvnet_cli.visualize.sheet import write_sheet
 
     plan = FilmFigure(load_model(weights), columns.split(","), options, choose_device(device))
-    sequence = open_sequence([film], FrameOptions(short_side=ExtractOptions.short_side))
+    reader = click.get_current_context().with_resource(Decoders(limits))
+    sequence = open_sequence([film], FrameOptions(short_side=ExtractOptions.short_side), reader)
     moments = moments_at(sequence, times) if times else liveliest_moments(sequence, rows)
     units = plan.most_active(moments)
     with DrawingProgress(plan.num_steps(units), quiet) as progress:
@@ -334,6 +343,7 @@ def figure(
     help="Trained kernels with their schedule: a name in tvnet weights list or a .safetensors file.",
     shell_complete=complete_weights(),
 )
+@with_decode_limits
 @with_options(_COMMON_OPTIONS)
 @with_clear_errors
 def scales(
@@ -347,6 +357,7 @@ def scales(
     device: str,
     quiet: bool,
     verbose: int,
+    limits: DecodeLimits,
     **numbers: Any,
 ) -> None:
     """Show the flow of every scale of the pyramid, coarse to fine, as Figure 1 of the supplement of TVNet does.
@@ -366,13 +377,15 @@ def scales(
 
     from tvnet_cli.device import choose_device
     from tvnet_cli.network.weights import load_tvnet
+    from tvnet_cli.video.reader import Decoders
     from tvnet_cli.video.sequence import open_sequence
     from tvnet_cli.visualize.figures import scale_rows
     from tvnet_cli.visualize.moments import liveliest_moments, moments_at
     from tvnet_cli.visualize.sheet import write_sheet
 
     tvnet, _ = load_tvnet(weights, schedule)
-    sequence = open_sequence([film], frames)
+    reader = click.get_current_context().with_resource(Decoders(limits))
+    sequence = open_sequence([film], frames, reader)
     (moment,) = liveliest_moments(sequence, 1) if time is None else moments_at(sequence, [time])
     write_sheet(output, scale_rows(moment, tvnet.to(choose_device(device))))
     if not quiet:

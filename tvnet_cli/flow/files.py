@@ -15,20 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tvnet_cli.errors import DiskFullError, FlowFileError, InputChangedError
+from tvnet_cli.errors import DiskFullError, FlowFileError, InputChangedError, VideoReadError
 from tvnet_cli.flow.colour import flow_to_colour
 from tvnet_cli.flow.field import FlowField, as_stored
 from tvnet_cli.recipe import Recipe, require_same_recipe
+from tvnet_cli.video.reader import Decoders, decoders
 from tvnet_cli.writing import MARK, no_room, replacing, require_replaceable, write_whole, writing
 
 FLO_TAG = 202021.25  # reads "PIEH" as bytes
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPG_BOUND = 20.0  # pixels of flow at grey levels 0 and 255, as in the training sets of two-stream networks
 JPG_QUALITY = 100  # at 95 a level is off by more than a half too often
 
@@ -41,8 +40,14 @@ def write_flo(flow: NDArray[np.floating]) -> bytes:
     return header + flow.transpose(1, 2, 0).astype("<f4").tobytes()
 
 
-def read_flow(path: Path) -> NDArray[np.float32]:
+def read_flow(path: Path, reader: Decoders | None = None) -> NDArray[np.float32]:
     """A flow field from a Middlebury .flo or a KITTI .png file.
+
+    Parameters
+    ----------
+    path : Path
+    reader : Decoders, optional
+        Whose processes decode PNG files.
 
     Returns
     -------
@@ -58,9 +63,11 @@ def read_flow(path: Path) -> NDArray[np.float32]:
         raise FlowFileError(f"{path} is no flow file but {'a folder' if path.is_dir() else 'a pipe or a device'}")
     try:
         if path.suffix.lower() == ".png":
-            return _read_kitti(path)
+            return _kitti_flow((reader or decoders()).levels(path))
         content = path.read_bytes()
-    except (OSError, av.error.FFmpegError) as error:
+    except (OSError, VideoReadError) as error:
+        if getattr(error, "code", "") == "cannot_open":
+            raise FlowFileError(f"{path} is no flow file: {error}") from error
         raise FlowFileError(f"cannot read the flow {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) < 12 or content[:4] != struct.pack("<f", FLO_TAG):
         raise FlowFileError(f"{path} is no flow file: Middlebury .flo and KITTI .png can be read")
@@ -71,16 +78,8 @@ def read_flow(path: Path) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors.transpose(2, 0, 1), np.float32)
 
 
-def _read_kitti(path: Path) -> NDArray[np.float32]:
-    content = path.read_bytes()
-    if not content.startswith(PNG_SIGNATURE):
-        raise FlowFileError(f"{path} is no flow file: not a PNG image")
-    # As an image and nothing else: libav would take a text that describes a stream for one, and listen to the network.
-    with av.open(io.BytesIO(content), "r", format="png_pipe", options={"protocol_whitelist": ""}) as container:
-        frame = next(container.decode(video=0))
-        if not frame.format.name.startswith("rgb48"):
-            raise FlowFileError(f"{path} is no flow file: KITTI's have three channels of 16 bits")
-        levels = frame.to_ndarray(format="rgb48le").astype(np.float32)
+def _kitti_flow(stored: NDArray[np.uint16]) -> NDArray[np.float32]:
+    levels = stored.astype(np.float32)
     flow = (levels[..., :2] - np.float32(32768)) / np.float32(64)
     flow[levels[..., 2] == 0] = np.nan
     return np.ascontiguousarray(flow.transpose(2, 0, 1), np.float32)

@@ -11,6 +11,7 @@ from tvnet_cli.flow.accuracy import angular_error, endpoint_error
 from tvnet_cli.flow.field import FlowField
 from tvnet_cli.flow.files import read_flow
 from tvnet_cli.video.images import natural_order
+from tvnet_cli.video.reader import Decoders
 from tvnet_cli.video.sequence import FrameSequence
 
 TRUTH_SUFFIXES = {".flo", ".png"}
@@ -24,6 +25,8 @@ class FlowErrors:
     truth : Path or None
         One file for one field, or a folder with one for each, in natural order.
     sequence : FrameSequence
+    reader : Decoders, optional
+        Whose processes decode the truth.
 
     Raises
     ------
@@ -31,7 +34,8 @@ class FlowErrors:
         If there are not as many true fields as there will be fields.
     """
 
-    def __init__(self, truth: Path | None, sequence: FrameSequence) -> None:
+    def __init__(self, truth: Path | None, sequence: FrameSequence, reader: Decoders | None = None) -> None:
+        self._reader = reader
         self.truths: list[Path] = []
         self._errors: list[tuple[float, float]] = []
         if truth is None:
@@ -56,7 +60,7 @@ class FlowErrors:
         if not self.truths:
             return
         path = self.truths[field.position]
-        truth = read_flow(path)
+        truth = read_flow(path, self._reader)
         try:
             errors = endpoint_error(field.flow, truth), angular_error(field.flow, truth)
         except ValueError as error:

@@ -20,7 +20,7 @@ from tvnet_cli.device import thread_pool, true_float32
 from tvnet_cli.errors import TrainingError
 from tvnet_cli.network.cards import WeightCard
 from tvnet_cli.network.weights import tensors_to_keep, write_weights
-from tvnet_cli.options import ActionOptions, TVNetOptions, as_dict
+from tvnet_cli.options import ActionOptions, DecodeLimits, TVNetOptions, as_dict
 from tvnet_cli.recipe import Recipe, software
 from tvnet_cli.training.action_network import ActionNetwork, new_model, parameter_groups
 from tvnet_cli.training.clips import ActionBatch, TrainingClips, refuse_unreadable, validation_clips
@@ -28,6 +28,7 @@ from tvnet_cli.training.confusion import CONFUSION, accuracy, write_confusion
 from tvnet_cli.training.datasets import ActionDataset, LabelledVideo
 from tvnet_cli.training.loop import WEIGHTS, Pace, Report, fit, require_training_folder
 from tvnet_cli.training.processes import add_over_processes, rank_and_world
+from tvnet_cli.video.reader import Decoders
 from tvnet_cli.writing import MARK
 
 RESULTS = ("weights.toml", WEIGHTS, *CONFUSION)
@@ -84,6 +85,7 @@ def train_actions(
     jobs: int = 1,
     overwrite: bool = False,
     report: Report = lambda step, values: None,
+    limits: DecodeLimits | None = None,
 ) -> ActionResult | None:
     """Train on a data set, or go on with a training that was stopped.
 
@@ -104,6 +106,8 @@ def train_actions(
         Begin anew, whatever the folder holds.
     report : callable
         Called with the number of iterations done and what was logged.
+    limits : DecodeLimits, optional
+        What decoding one video, or one frame, may take.
 
     Returns
     -------
@@ -149,7 +153,7 @@ def train_actions(
         }
 
     def validate() -> dict[str, float]:
-        confusion, loss = _validate(model, dataset.validation, device, pool)
+        confusion, loss = _validate(model, dataset.validation, device, pool, reader)
         last.append(confusion)
         return {"validation_accuracy": accuracy(confusion), "validation_loss": loss}
 
@@ -165,9 +169,10 @@ def train_actions(
         validate_every=options.validate_every,
         ahead=BATCHES_AHEAD,
     )
-    with thread_pool(jobs) as pool, true_float32():
-        refuse_unreadable([*dataset.train, *dataset.validation], pool)
-        clips = TrainingClips(dataset.train, options, pool, rank, world)
+    # The reader ends first: then no thread waits for a video any more.
+    with thread_pool(jobs) as pool, true_float32(), Decoders(limits or DecodeLimits()) as reader:
+        refuse_unreadable([*dataset.train, *dataset.validation], pool, reader)
+        clips = TrainingClips(dataset.train, options, pool, rank, world, reader)
         done = fit(
             folder,
             model,
@@ -179,6 +184,7 @@ def train_actions(
             validate=validate if dataset.validation else None,
             report=report,
             overwrite=overwrite,
+            abandon=reader.close,
         )
         if done and not last:  # all was done before, or there is nothing to validate with
             validate()
@@ -187,7 +193,11 @@ def train_actions(
 
 @torch.no_grad()
 def _validate(
-    model: ActionNetwork, videos: tuple[LabelledVideo, ...], device: torch.device | str, pool: Executor
+    model: ActionNetwork,
+    videos: tuple[LabelledVideo, ...],
+    device: torch.device | str,
+    pool: Executor,
+    reader: Decoders | None = None,
 ) -> tuple[NDArray[np.int64], float]:
     """The confusion of classes and the mean loss over the videos, each process having its part of them."""
     model.eval()
@@ -195,7 +205,7 @@ def _validate(
     own = videos[rank::world]
     classes = model.network.fc.out_features  # type: ignore[union-attr]
     counts, loss = torch.zeros(classes, classes, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
-    for video, clips in _clips_of(own, model.options, pool):
+    for video, clips in _clips_of(own, model.options, pool, reader):
         scores = torch.cat([model(part.to(device))[0] for part in torch.split(clips, CLIPS_AT_ONCE)]).mean(0).cpu()
         counts[video.label, int(scores.argmax())] += 1
         loss += F.cross_entropy(scores[None], torch.tensor([video.label]))
@@ -205,14 +215,14 @@ def _validate(
 
 
 def _clips_of(
-    videos: Sequence[LabelledVideo], options: ActionOptions, pool: Executor
+    videos: Sequence[LabelledVideo], options: ActionOptions, pool: Executor, reader: Decoders | None
 ) -> Iterator[tuple[LabelledVideo, Tensor]]:
     """Each video and its clips, few of them read ahead, so that memory stays small."""
-    reading = [pool.submit(validation_clips, video, options) for video in videos[:VIDEOS_AHEAD]]
+    reading = [pool.submit(validation_clips, video, options, reader) for video in videos[:VIDEOS_AHEAD]]
     for number, video in enumerate(videos):
         clips = reading.pop(0).result()
         if number + VIDEOS_AHEAD < len(videos):
-            reading.append(pool.submit(validation_clips, videos[number + VIDEOS_AHEAD], options))
+            reading.append(pool.submit(validation_clips, videos[number + VIDEOS_AHEAD], options, reader))
         yield video, clips
 
 

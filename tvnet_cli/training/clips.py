@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tvnet_cli.options import ActionOptions
 from tvnet_cli.training.augment import cut, draw_crop, random_snippets
 from tvnet_cli.training.datasets import LabelledVideo
 from tvnet_cli.video.decode import VideoScan, refuse_damaged
-from tvnet_cli.video.reader import decoders
+from tvnet_cli.video.reader import Decoders, decoders
 
 NAMED = 10  # of the videos that cannot be read, in a message
 _ORDER, _SAMPLE = 0, 1  # two kinds of random numbers from one seed
@@ -50,6 +50,8 @@ class TrainingClips:
         Reads the videos of a batch at the same time.
     rank, world : int
         This process and the number of processes; each has its part of every batch.
+    reader : Decoders, optional
+        Whose processes decode the videos.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class TrainingClips:
         pool: Executor,
         rank: int = 0,
         world: int = 1,
+        reader: Decoders | None = None,
     ) -> None:
         self.videos, self.options, self.pool = videos, options, pool
         self._share = range(rank, options.batch_size, world)
-        self._reader = decoders()
+        self._reader = reader or decoders()
         self._scan = lru_cache(maxsize=None)(self._reader.scan)
         self._order = lru_cache(maxsize=8)(self._shuffled)
 
@@ -106,7 +109,7 @@ class TrainingClips:
         return torch.stack(pictures)[torch.from_numpy(place.reshape(frame_index.shape))]
 
 
-def validation_clips(video: LabelledVideo, options: ActionOptions) -> Tensor:
+def validation_clips(video: LabelledVideo, options: ActionOptions, reader: Decoders | None = None) -> Tensor:
     """Clips at equal distances from the middle of the picture, (clips, 1, frames, 3, size, size), uint8.
 
     Raises
@@ -115,7 +118,7 @@ def validation_clips(video: LabelledVideo, options: ActionOptions) -> Tensor:
         Naming the video.
     """
     try:
-        clips = decoders().clips(
+        clips = (reader or decoders()).clips(
             video.path, options.validation_clips, options.clip_length, options.short_side, options.size
         )
     except VideoReadError as error:
@@ -123,7 +126,7 @@ def validation_clips(video: LabelledVideo, options: ActionOptions) -> Tensor:
     return torch.from_numpy(clips.frames).movedim(-1, -3)[:, None]
 
 
-def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor) -> None:
+def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor, reader: Decoders | None = None) -> None:
     """Look into every video before hours of work.
 
     Raises
@@ -131,7 +134,7 @@ def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor) -> None:
     DatasetError
         Naming those that cannot be read, and of many how many more there are.
     """
-    reasons = [reason for reason in pool.map(_unreadable, videos) if reason]
+    reasons = [reason for reason in pool.map(partial(_unreadable, reader or decoders()), videos) if reason]
     if reasons:
         more = [f"and {len(reasons) - NAMED} more"] if len(reasons) > NAMED else []
         raise DatasetError(
@@ -139,9 +142,9 @@ def refuse_unreadable(videos: Sequence[LabelledVideo], pool: Executor) -> None:
         )
 
 
-def _unreadable(video: LabelledVideo) -> str:
+def _unreadable(reader: Decoders, video: LabelledVideo) -> str:
     try:
-        refuse_damaged(decoders().scan(video.path))
+        refuse_damaged(reader.scan(video.path))
     except VideoReadError as error:
         return f"{video.path}: {error}"
     return ""

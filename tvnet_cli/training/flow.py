@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,6 +107,7 @@ def train_flow(
     device: torch.device | str = "cpu",
     report: Report = lambda step, values: None,
     overwrite: bool = False,
+    abandon: Callable[[], None] = lambda: None,
 ) -> TVNet | None:
     """Train the kernels of a TVNet on pairs; what was stopped is gone on with.
 
@@ -126,6 +127,8 @@ def train_flow(
         See ``tvnet_cli.training.loop.fit``.
     overwrite : bool
         Begin anew.
+    abandon : callable
+        Ends what ``source`` may be waiting for; see ``tvnet_cli.training.loop.fit``.
 
     Returns
     -------
@@ -181,6 +184,7 @@ def train_flow(
             validate=lambda: {"validation_error": _mean_error(model.trained(), tests)},
             report=report,
             overwrite=overwrite,
+            abandon=abandon,
         )
     return model.trained().cpu() if done else None
 

@@ -16,7 +16,7 @@ from tvnet_cli.flow.colour import UNKNOWN
 from tvnet_cli.flow.files import read_flow
 from tvnet_cli.options import MIN_FRAME_SIDE
 from tvnet_cli.video.images import IMAGE_SUFFIXES, natural_order
-from tvnet_cli.video.reader import decoders
+from tvnet_cli.video.reader import Decoders, decoders
 from tvnet_cli.video.sequence import Picture
 
 KITTI_FLOWS = ("flow_occ", "flow_noc")  # the same pairs; the second knows fewer pixels
@@ -96,16 +96,22 @@ def has_flow(folder: Path) -> bool:
     return next(_flow_files(folder), None) is not None
 
 
-def read_pair(files: PairFiles) -> KnownPair:
+def read_pair(files: PairFiles, reader: Decoders | None = None) -> KnownPair:
     """The pixels and the flow of a pair.
+
+    Parameters
+    ----------
+    files : PairFiles
+    reader : Decoders, optional
+        Whose processes decode them.
 
     Raises
     ------
     VideoReadError, FlowFileError, DatasetError
         If a file cannot be read, if their sizes differ, if they are too small, or if nothing of the flow is known.
     """
-    first, second = map(decoders().image, (files.first, files.second))
-    truth = read_flow(files.truth)
+    reader = reader or decoders()
+    first, second, truth = reader.image(files.first), reader.image(files.second), read_flow(files.truth, reader)
     for path, (height, width) in ((files.second, second.shape[:2]), (files.truth, truth.shape[1:])):
         if (height, width) != first.shape[:2]:
             raise DatasetError(

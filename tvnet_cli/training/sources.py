@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from tvnet_cli.errors import DatasetError, VideoReadError
 from tvnet_cli.options import ExtractOptions, FrameOptions
@@ -18,7 +17,7 @@ from tvnet_cli.training.drawn import drawn_pair
 from tvnet_cli.training.pairs import KnownPair, PairFiles, find_pairs, has_flow, read_pair
 from tvnet_cli.video.clips import clip_frames
 from tvnet_cli.video.files import find_videos
-from tvnet_cli.video.images import image_size
+from tvnet_cli.video.reader import Decoders, decoders
 from tvnet_cli.video.sequence import FrameSequence, open_sequence
 
 HELD_OUT = 0.1  # of each film, at its end
@@ -54,8 +53,18 @@ class PairSource(Protocol):
         ...
 
 
-def open_source(paths: Sequence[Path], seed: int, crop: int) -> PairSource:
+def open_source(paths: Sequence[Path], seed: int, crop: int, reader: Decoders | None = None) -> PairSource:
     """Pairs with known flow in folders, or else the films in folders and files; drawn pairs without any path.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    seed : int
+        Of drawn pairs.
+    crop : int, pixels
+        Side of what is trained on.
+    reader : Decoders, optional
+        Whose processes decode images and videos.
 
     Raises
     ------
@@ -66,11 +75,11 @@ def open_source(paths: Sequence[Path], seed: int, crop: int) -> PairSource:
         return DrawnPairs(seed, crop)
     with_flow = [path for path in paths if path.is_dir() and has_flow(path)]
     if not with_flow:
-        return FilmPairs(paths, crop)
+        return FilmPairs(paths, crop, reader)
     if len(with_flow) < len(paths):
         other = next(path for path in paths if path not in with_flow)
         raise DatasetError(f"{with_flow[0]} holds known flow, {other} does not: train with one kind at a time")
-    return PairsOnDisk(paths, crop)
+    return PairsOnDisk(paths, crop, reader)
 
 
 class DrawnPairs:
@@ -99,11 +108,12 @@ class PairsOnDisk:
     labelled = True
     held_out: Sequence[KnownPair] = ()
 
-    def __init__(self, folders: Sequence[Path], crop: int) -> None:
+    def __init__(self, folders: Sequence[Path], crop: int, reader: Decoders | None = None) -> None:
+        self._reader = reader or decoders()
         self.files: list[PairFiles] = [pair for folder in folders for pair in find_pairs(folder)]
         self.name = f"{len(self.files)} pairs with known flow"
         self.recipe = {"pairs": len(self.files), "files": _fingerprint(path for pair in self.files for path in pair)}
-        small = sum(_short_side(pair.first) < crop for pair in self.files)
+        small = sum(_short_side(pair.first, self._reader) < crop for pair in self.files)
         self.notes: tuple[str, ...] = ()
         if small:
             self.notes = (
@@ -112,7 +122,7 @@ class PairsOnDisk:
             )
 
     def pairs(self, step: int, count: int, random: np.random.Generator) -> list[KnownPair]:
-        return [read_pair(self.files[number]) for number in random.integers(len(self.files), size=count)]
+        return [read_pair(self.files[number], self._reader) for number in random.integers(len(self.files), size=count)]
 
 
 class FilmPairs:
@@ -129,12 +139,12 @@ class FilmPairs:
     labelled = False
     held_out: Sequence[KnownPair] = ()
 
-    def __init__(self, paths: Sequence[Path], crop: int) -> None:
+    def __init__(self, paths: Sequence[Path], crop: int, reader: Decoders | None = None) -> None:
         self._films: list[FrameSequence] = []
         notes = []
         for video in find_videos(paths):
             try:
-                film = open_sequence([video.path], FILM_FRAMES)
+                film = open_sequence([video.path], FILM_FRAMES, reader)
             except (VideoReadError, DatasetError) as error:
                 notes.append(f"left out: {error}")
                 continue
@@ -173,11 +183,11 @@ def _read(film: FrameSequence, position: int) -> KnownPair:
     return KnownPair(first, second, np.full((2, *first.shape[:2]), np.nan, np.float32))
 
 
-def _short_side(path: Path) -> float:
+def _short_side(path: Path, reader: Decoders) -> float:
     """Of a picture, in pixels, by its header alone; what cannot be read is said when it is needed."""
     try:
-        return min(image_size(path))
-    except (OSError, VideoReadError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return min(reader.image_size(path))
+    except VideoReadError:
         return math.inf
 
 

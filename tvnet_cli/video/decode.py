@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tvnet_cli.errors import FrameListError, VideoReadError
 from tvnet_cli.options import MAX_FRAME_PIXELS, MIN_FRAME_SIDE, ExtractOptions
 from tvnet_cli.video.clips import clip_frames
+from tvnet_cli.video.images import IMAGE_SUFFIXES
 from tvnet_cli.video.orientation import orientation
 from tvnet_cli.video.remote import RemoteFilm
 
@@ -48,12 +49,22 @@ _DISK_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EP
 # A film must not lead to addresses, and %03d.png is one picture and not a hundred.
 # Demuxers that open further files, listen on the network or run scripts are refused: libav stops behind its probe.
 LISTS = frozenset(
-    "alsa avisynth concat dash dvdvideo fbdev hls imf jack kmsgrab lavfi libgme libmodplug libopenmpt mlv oss pulse "
-    "rtp rtsp sap sdp sndio v4l2 vapoursynth video4linux2 vobsub webm_dash_manifest x11grab xcbgrab".split()
+    "alsa avisynth concat dash dvdvideo fbdev hls image2 imf jack kmsgrab lavfi libgme libmodplug libopenmpt mlv oss "
+    "pulse rtp rtsp sap sdp sndio v4l2 vapoursynth video4linux2 vobsub webm_dash_manifest x11grab xcbgrab".split()
 )
 _OTHERS = ",".join(sorted(name for name in av.formats_available if name not in LISTS))
-_THIS_FILE_ALONE = {"protocol_whitelist": "file", "pattern_type": "none", "format_whitelist": _OTHERS}
+_THIS_FILE_ALONE = {"protocol_whitelist": "file", "format_whitelist": _OTHERS}
 _THESE_BYTES_ALONE = {"protocol_whitelist": "none", "format_whitelist": _OTHERS}
+# By a name such as %03d.png libav would take an image for a sequence of them: what these begin with is said to it.
+_PATTERN = re.compile(r"[%*?{\[]")
+_IMAGES = {
+    b"\x89PNG": "png_pipe",
+    b"\xff\xd8\xff": "jpeg_pipe",
+    b"BM": "bmp_pipe",
+    b"II*\0": "tiff_pipe",
+    b"MM\0*": "tiff_pipe",
+    b"RIFF": "webp_pipe",
+}
 # How texts begin that only name other files, by what they are called.
 _BEGINNINGS = {
     "ffconcat": r"ffconcat\s",
@@ -483,8 +494,17 @@ def _container(path: Path | RemoteFilm) -> av.container.InputContainer:
         container = av.open(path, io_open=_refuse_to_open, options=_THESE_BYTES_ALONE, **_LENIENT)
     else:
         # The scheme keeps names such as "a:b.mp4" from being taken for an address.
-        container = av.open(f"file:{path}", options=_THIS_FILE_ALONE, **_LENIENT)
+        container = av.open(f"file:{path}", format=_pinned(path), options=_THIS_FILE_ALONE, **_LENIENT)
     return container
+
+
+def _pinned(path: Path) -> str | None:
+    """Return the format of an image whose name libav would take for a pattern; None: libav finds the format."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES or not _PATTERN.search(path.name):
+        return None
+    with path.open("rb") as file:
+        beginning = file.read(4)
+    return next((name for signature, name in _IMAGES.items() if beginning.startswith(signature)), None)
 
 
 def _refuse_to_open(*_: object) -> NoReturn:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tvnet_cli.errors import DatasetError, VideoReadError
+from tvnet_cli.options import MAX_FRAME_PIXELS
 from tvnet_cli.video.files import VIDEO_SUFFIXES
 from tvnet_cli.writing import is_marked
 
@@ -25,6 +28,7 @@ SAME_SUFFIXES = {".jpeg": ".jpg", ".tif": ".tiff"}
 NAMED = 5  # patterns of names, in a message
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; a file is opened as one of these alone
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ANIMATED = {"GIF", "PNG", "WEBP"}
 
 
@@ -204,14 +208,34 @@ def _opened(path: Path) -> Image.Image:
     Raises
     ------
     VideoReadError
-        If it is not a regular file.
+        If it is not a regular file, or too large.
     OSError
+    """
+    require_file(path)
+    image = Image.open(path, formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_FRAME_PIXELS:
+        image.close()
+        raise VideoReadError(f"{path}: {_too_large(width, height)}", "too_large")
+    return image
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no regular file, such as a pipe, which may never answer.
+
+    Raises
+    ------
+    VideoReadError
+        If it is there and something else.
     """
     if path.exists() and not path.is_file():
         raise VideoReadError(
             f"{path}: a {'folder' if path.is_dir() else 'pipe, device or socket'} is no image", "not_a_file"
         )
-    return Image.open(path, formats=FORMATS)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"too large: {width} x {height} pixels, at most {MAX_FRAME_PIXELS:,} are taken"
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -226,6 +250,37 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         return image.size
+
+
+def read_levels(path: Path) -> NDArray[np.uint16]:
+    """Return the levels of a PNG image of three channels of 16 bits, as KITTI keeps flow.
+
+    Returns
+    -------
+    ndarray, (H, W, 3), uint16
+
+    Raises
+    ------
+    VideoReadError
+        If it is not a regular file, or no such image; without the file's name.
+    """
+    require_file(path)
+    try:
+        content = path.read_bytes()
+        if not content.startswith(PNG_SIGNATURE):
+            raise VideoReadError("not a PNG image")
+        # As an image and nothing else: libav would take a text that describes a stream for one, and listen to it.
+        only = {"protocol_whitelist": "none", "format_whitelist": "png_pipe"}
+        with av.open(io.BytesIO(content), "r", format="png_pipe", options=only) as container:
+            width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+            if width * height > MAX_FRAME_PIXELS:
+                raise VideoReadError(_too_large(width, height), "too_large")
+            frame = next(container.decode(video=0), None)
+            if frame is None or not frame.format.name.startswith("rgb48"):
+                raise VideoReadError("KITTI's have three channels of 16 bits", "cannot_open")
+            return frame.to_ndarray(format="rgb48le").astype(np.uint16)
+    except (OSError, av.error.FFmpegError) as error:
+        raise VideoReadError(getattr(error, "strerror", None) or str(error)) from error
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

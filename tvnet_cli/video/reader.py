@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import math
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -34,7 +34,8 @@ START = "import sys; sys.path[:] = {path!a}; from tvnet_cli.video.worker import 
 # Threads of libraries would only take address space.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 TICK = 1.0  # seconds
-DTYPES = {"|u1", "<i8", "<f8"}  # of the arrays in answers
+TICKS_AFTER_STOP = 2
+DTYPES = {"|u1", "<u2", "<i8", "<f8"}  # of the arrays in answers
 LARGEST_ARRAY = 1 << 36  # bytes; memory is taken as it is filled
 
 
@@ -48,6 +49,12 @@ class Decoders:
     ----------
     limits : DecodeLimits
         What reading one video, or one frame of a stream of frames, may take.
+
+    Attributes
+    ----------
+    stop : threading.Event or None
+        Once it is set, a frame or an image that does not come within two seconds is not waited for: whoever asks gets
+        KeyboardInterrupt.
     """
 
     def __init__(self, limits: DecodeLimits) -> None:
@@ -55,6 +62,8 @@ class Decoders:
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._closed = False
+        self.stop: threading.Event | None = None
+        weakref.finalize(self, _stop_all, self._workers)  # at the latest when Python ends
 
     def __enter__(self: Self) -> Self:
         self._idle.append(self._started())  # it gets ready meanwhile
@@ -68,8 +77,7 @@ class Decoders:
     def close(self) -> None:
         """End all processes, whatever they do."""
         self._closed = True
-        for worker in tuple(self._workers):
-            worker.stop()
+        _stop_all(self._workers)
 
     def clips(self, place: Path | str, num_clips: int, clip_length: int, short_side: int, crop_size: int) -> VideoClips:
         """Read as ``tvnet_cli.video.decode.read_clips``; ``place`` is a file, or text that is an address.
@@ -166,6 +174,38 @@ class Decoders:
             raise error if named else VideoReadError(f"{path}: {error}", error.code) from error
         return picture
 
+    def levels(self, path: Path) -> NDArray[np.uint16]:
+        """Read as ``tvnet_cli.video.images.read_levels``.
+
+        Raises
+        ------
+        VideoReadError
+            As ``clips``.
+        """
+        levels: NDArray[np.uint16] = self._one("levels", path)[1][0]
+        return levels
+
+    def count(self, path: Path) -> int:
+        """Count as ``tvnet_cli.video.images.count_pictures``.
+
+        Raises
+        ------
+        VideoReadError
+            As ``clips``.
+        """
+        return int(self._one("count", path)[0]["count"])
+
+    def image_size(self, path: Path) -> tuple[int, int]:
+        """Read as ``tvnet_cli.video.images.image_size``.
+
+        Raises
+        ------
+        VideoReadError
+            As ``clips``.
+        """
+        width, height = self._one("size", path)[0]["size"]
+        return width, height
+
     def _one(self, task: str, place: Path | str, **needed: Any) -> tuple[dict[str, Any], list[Any]]:
         (answer,) = self._messages(task, place, needed)
         return answer
@@ -180,7 +220,7 @@ class Decoders:
             worker = self._taken()
             fresh = not worker.answers
             try:
-                for message in worker.ask(question, self.limits):
+                for message in worker.ask(question, self.limits, self.stop):
                     given += 1
                     yield message
             except VideoReadError as error:
@@ -195,7 +235,7 @@ class Decoders:
 
     def _taken(self) -> _Worker:
         """A process that waits for a question."""
-        while True:
+        while not self._closed:
             try:
                 worker = self._idle.pop()
             except IndexError:
@@ -203,6 +243,7 @@ class Decoders:
             if worker.runs():
                 return worker
             self._give_back(worker)  # something stopped it while it had nothing to do
+        raise RuntimeError("the reader of videos was closed")
 
     def _started(self) -> _Worker:
         worker = _Worker()
@@ -244,9 +285,12 @@ def decoders(limits: DecodeLimits | None = None) -> Decoders:
 
 @functools.cache
 def _shared(limits: DecodeLimits, process: int) -> Decoders:
-    made = Decoders(limits)
-    atexit.register(made.close)
-    return made
+    return Decoders(limits)
+
+
+def _stop_all(workers: set[_Worker]) -> None:
+    for worker in tuple(workers):
+        worker.stop()
 
 
 class _Worker:
@@ -266,16 +310,22 @@ class _Worker:
     def runs(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, question: dict[str, Any], limits: DecodeLimits) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    def ask(
+        self, question: dict[str, Any], limits: DecodeLimits, stop: threading.Event | None = None
+    ) -> Iterator[tuple[dict[str, Any], list[Any]]]:
         """The messages that answer a question. Whoever asks no further, or is interrupted, ends the process."""
-        whole = False
+        whole, asked = False, False
         try:
-            self._put(question)
             while True:
-                with _killed_after(limits.timeout, self._process) as expired:
+                with _killed_after(limits.timeout, self._process, stop) as expired:
+                    if not asked:
+                        self._put(question)
+                    asked = True
                     header, arrays = self._message()
                 if header is None or expired.is_set():
                     self.stop()
+                    if stop is not None and stop.is_set():
+                        raise KeyboardInterrupt
                     raise _why_it_ended(self._process.returncode, expired.is_set(), limits)
                 if header.get("last"):
                     break
@@ -329,28 +379,35 @@ class _WorkerError(Exception):
 
 
 @contextmanager
-def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
-    """Kills the process if the block takes longer, 0 never; the event tells.
+def _killed_after(
+    seconds: float, process: subprocess.Popen[bytes], stop: threading.Event | None = None
+) -> Iterator[threading.Event]:
+    """Kills the process if the block takes longer, 0 never, or two ticks after ``stop`` is set; the event tells.
 
     Seconds in which this program itself stands still, such as after Ctrl-Z, hardly count.
     """
     done, expired = threading.Event(), threading.Event()
+    seconds = seconds or math.inf
 
     def watch() -> None:
-        for tick in range(math.ceil(seconds / TICK)):
-            if done.wait(min(TICK, seconds - tick * TICK)):
+        waited, stopped = 0.0, 0
+        while waited < seconds and stopped < TICKS_AFTER_STOP:
+            if done.wait(min(TICK, seconds - waited)):
                 return
+            waited += TICK
+            stopped += stop is not None and stop.is_set()
         expired.set()
         process.kill()
 
+    watched = seconds < math.inf or stop is not None
     watching = threading.Thread(target=watch, daemon=True)
-    if seconds:
+    if watched:
         watching.start()
     try:
         yield expired
     finally:
         done.set()
-        if seconds:
+        if watched:
             watching.join()
 
 

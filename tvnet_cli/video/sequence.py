@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import DatasetError, FrameListError, VideoReadError
-from tvnet_cli.options import DecodeLimits, FrameOptions
+from tvnet_cli.options import FrameOptions
 from tvnet_cli.video.decode import VideoScan, upright_rgb
 from tvnet_cli.video.files import VIDEO_SUFFIXES
-from tvnet_cli.video.images import IMAGE_SUFFIXES, count_pictures, find_images, frame_numbers
+from tvnet_cli.video.images import IMAGE_SUFFIXES, find_images, frame_numbers
 from tvnet_cli.video.reader import Decoders, decoders
 
 Picture = NDArray[np.uint8]
@@ -69,8 +69,15 @@ class FrameSequence(Protocol):
         ...
 
 
-def open_sequence(paths: Sequence[Path], options: FrameOptions, limits: DecodeLimits | None = None) -> FrameSequence:
-    """Open a video, a folder of images, or two and more images; other processes decode them, within the limits.
+def open_sequence(paths: Sequence[Path], options: FrameOptions, reader: Decoders | None = None) -> FrameSequence:
+    """Open a video, a folder of images, or two and more images.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    options : FrameOptions
+    reader : Decoders, optional
+        Whose processes decode them, within its limits.
 
     Raises
     ------
@@ -78,13 +85,13 @@ def open_sequence(paths: Sequence[Path], options: FrameOptions, limits: DecodeLi
         If it cannot be read, or if there are not two frames.
     """
     sequence: FrameSequence
-    reader = decoders(limits)
+    reader = reader or decoders()
     for path in paths if len(paths) > 1 else ():
         if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
             raise DatasetError(f"{path} is no image: give one film, two or more images, or one folder of images")
     for path in paths:
         images = len(paths) > 1 or path.suffix.lower() in IMAGE_SUFFIXES
-        count = count_pictures(path) if images and not path.is_dir() else 1
+        count = reader.count(path) if images and not path.is_dir() else 1
         if count > 1:
             raise DatasetError(
                 f"{path} holds {count} pictures: give a film, or take them apart, as ffmpeg -i FILE frame%04d.png does"

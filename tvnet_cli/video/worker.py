@@ -163,7 +163,36 @@ def _image(path: Path) -> Iterator[Message]:
     yield {}, [np.ascontiguousarray(read_image(path))]
 
 
-TASKS: dict[str, Any] = {"clips": _clips, "scan": _scan, "frames": _frames, "image": _image}
+def _levels(path: Path) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.images.read_levels``."""
+    from tvnet_cli.video.images import read_levels
+
+    yield {}, [read_levels(path)]
+
+
+def _count(path: Path) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.images.count_pictures``."""
+    from tvnet_cli.video.images import count_pictures
+
+    yield {"count": count_pictures(path)}, []
+
+
+def _size(path: Path) -> Iterator[Message]:
+    """Answer as ``tvnet_cli.video.images.image_size``."""
+    from tvnet_cli.video.images import image_size
+
+    yield {"size": image_size(path)}, []
+
+
+TASKS: dict[str, Any] = {
+    "clips": _clips,
+    "scan": _scan,
+    "frames": _frames,
+    "image": _image,
+    "levels": _levels,
+    "count": _count,
+    "size": _size,
+}
 
 
 @contextmanager

@@ -26,8 +26,9 @@ from PIL import Image
 from tvnet_cli.aslan.features import VideoFinder
 from tvnet_cli.errors import DatasetError, FeatureFileError, VideoReadError
 from tvnet_cli.features.table import Source, VideoTable, choose_layers, read_layers, readable
-from tvnet_cli.options import DEFAULT_JOBS, MOST_VIDEOS_SHOWN, NEIGHBOURS_SHOWN
+from tvnet_cli.options import DEFAULT_JOBS, MOST_VIDEOS_SHOWN, NEIGHBOURS_SHOWN, DecodeLimits
 from tvnet_cli.video.files import find_videos
+from tvnet_cli.video.reader import Decoders
 from tvnet_cli.video.thumbnails import thumbnail
 from tvnet_cli.visualize.feature_map import LEAST_FOR_TSNE, LayerMap, Matrix, Progress, map_layer
 from tvnet_cli.visualize.grouping import NO_GROUP, Grouping, group_by_folder, group_by_table
@@ -64,6 +65,7 @@ def feature_page(
     num_neighbours: int = NEIGHBOURS_SHOWN,
     max_videos: int = MOST_VIDEOS_SHOWN,
     progress: Progress = lambda stage, done, total: None,
+    limits: DecodeLimits | None = None,
 ) -> FeaturePage:
     """The page of a file of ``tvnet features``.
 
@@ -83,6 +85,8 @@ def feature_page(
         Of more, so many are shown, evenly spaced by name: the page takes about 10 kB a video, a third without pictures.
     progress : callable, optional
         Hears of each stage, the steps that are done, and all steps.
+    limits : DecodeLimits, optional
+        What decoding one video may take.
 
     Raises
     ------
@@ -112,14 +116,14 @@ def feature_page(
         notes.append(f"no t-SNE: {reason}")
     thumbnails: list[bytes | None] = [None] * len(videos)
     if films:
-        thumbnails, more = read_thumbnails(videos, films, progress)
+        thumbnails, more = read_thumbnails(videos, films, progress, limits)
         notes += more
     data = _as_plain(path, len(sources[0].ids), videos, grouping, maps, thumbnails, notes)
     return FeaturePage(_html(path.name, data), tuple(notes), len(videos), len(maps))
 
 
 def read_thumbnails(
-    videos: Sequence[str], films: Sequence[Path], progress: Progress
+    videos: Sequence[str], films: Sequence[Path], progress: Progress, limits: DecodeLimits | None = None
 ) -> tuple[list[bytes | None], list[str]]:
     """The middle frame of each video as JPEG, None where there is none, and notes about those."""
     try:
@@ -132,19 +136,20 @@ def read_thumbnails(
 
     def read(path: Path | None) -> bytes | None:
         try:
-            return thumbnail(path) if path else None
+            return thumbnail(path, reader) if path else None
         except VideoReadError as error:
             wrong.append(f"{path}: {error}")
             return None
 
     thumbnails = []
-    with ThreadPoolExecutor(DEFAULT_JOBS) as pool:
+    # The reader ends first: then no thread waits for a video any more.
+    with ThreadPoolExecutor(DEFAULT_JOBS) as pool, Decoders(limits or DecodeLimits()) as reader:
         try:
             for done, picture in enumerate(pool.map(read, paths), 1):
                 thumbnails.append(picture)
                 progress("thumbnails", done, len(videos))
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     notes = []
     gone = [video for video, path in zip(videos, paths, strict=True) if path is None]
