@@ -177,10 +177,14 @@ def failing(number: int) -> Callable[..., int]:
 )
 def test_errors_of_the_system_are_no_damage_and_nothing_is_moved(tmp_path, monkeypatch, number):
     path = feature_files.write(tmp_path / "f.h5", "a")
-    before = path.read_bytes()
-    for owner, name in ((hdf5.os, "open"), (hdf5._RawFile, "readinto")):
+    before, real, fail = path.read_bytes(), os.open, failing(number)
+
+    def only_it(name: object, *more: int) -> int:
+        return fail() if name == path else real(name, *more)
+
+    for owner, name, replacement in ((hdf5.os, "open", only_it), (hdf5._RawFile, "readinto", fail)):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing(number))
+            patch.setattr(owner, name, replacement)
             for read in (read_contents, read_layers, verify_features, repair_features):
                 with pytest.raises(FileAccessError, match=os.strerror(number)):
                     read(path)

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import os
 import resource
 import tempfile
+import zipfile
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+from feature_files import damage
 from pair_files import class_features, pair_numbers, sample_ids, write_csv, write_features
 
+from tvnet_cli.aslan import arrays
 from tvnet_cli.aslan.features import VideoFinder, open_features
 from tvnet_cli.aslan.pairs import read_pairs
-from tvnet_cli.errors import DatasetError, DiskFullError, FeatureFileError
+from tvnet_cli.errors import DamagedError, DatasetError, DiskFullError, FeatureFileError
 from tvnet_cli.features import table as module
+from tvnet_cli.features.store import FeatureStore
 
 ROWS = pair_numbers()
 VALUES = class_features(180, 12)
@@ -307,3 +315,69 @@ def test_a_temporary_folder_without_room_is_named_and_not_the_input(tmp_path, pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(path) not in str(caught.value)
+
+
+def test_a_damaged_row_is_named_and_never_used(tmp_path, pairs):
+    ids = sample_ids(180)
+    with FeatureStore(tmp_path / "f.h5", {}) as store:
+        for video_id, values in zip(ids, VALUES, strict=True):
+            store.add(video_id, {"flow/global_pool": values, "num_frames": 5})
+    assert list(read_types([tmp_path / "f.h5"], pairs)) == ["flow/global_pool"]
+    damage(tmp_path / "f.h5", "num_frames", 7)
+    with pytest.raises(DamagedError, match=rf"f\.h5 is damaged \(the row of {ids[7]} differs from its checksum\)"):
+        read_types([tmp_path / "f.h5"], pairs)
+
+
+def npy_header(shape: tuple[int, ...], descr: str = "<f8") -> bytes:
+    file = BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def write_archive(path: Path, **members: bytes) -> Path:
+    ids = BytesIO()
+    np.save(ids, np.array(sample_ids(180)))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {"video_id": ids.getvalue(), **members}.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (npy_header((180, 10**10)) + bytes(100), "says that it holds 1800000000000 values, but has"),
+        (npy_header((180,), "|O") + b"cos\nsystem\n(S'touch pwned'\ntR.", "holds Python objects, which are not read"),
+        (b"no array", "is not a readable feature file"),
+    ],
+)
+def test_arrays_that_say_more_than_they_hold_and_pickles_are_refused(tmp_path, pairs, content, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "f.npy").write_bytes(content)
+    (tmp_path / "folder" / "ids.txt").write_text("\n".join(sample_ids(180)))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "0001.npy").write_bytes(content)
+    places = [write_archive(tmp_path / "f.npz", fc6=content), tmp_path / "folder", tmp_path / "videos"]
+    places += [write_archive(tmp_path / "g.npz", video_id=content)]
+    for path in places:
+        with pytest.raises(FeatureFileError, match=said), open_features([path], pairs):
+            pass
+
+
+def test_an_archive_has_to_fit_its_disk_and_a_bound(tmp_path, pairs, monkeypatch):
+    path = write_archive(tmp_path / "f.npz", fc6=npy_header((180, 1000)) + bytes(8 * 180_000))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    with pytest.raises(DiskFullError, match=r"f\.npz needs 1 MB in the temporary folder .* set TMPDIR"):
+        read_types([path], pairs)
+    monkeypatch.setattr(arrays, "MOST_UNPACKED_BYTES", 10_000)
+    with pytest.raises(FeatureFileError, match=r"f\.npz is too large: 14\d+ bytes when unpacked"):
+        read_types([path], pairs)
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path, pairs):
+    os.mkfifo(tmp_path / "f.npz")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "0001.npy")
+    for path in (tmp_path / "f.npz", tmp_path / "folder"):
+        with pytest.raises(FeatureFileError, match=r"is (a pipe or a device|not a file)"), open_features([path], pairs):
+            pass

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from feature_files import RECIPE, as_version_1, assert_same_content, damage, row, write
 
-from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError, FileAccessError
+from tvnet_cli.errors import DamagedError, DiskFullError, FeatureFileError, FileAccessError, RefusedFileError
 from tvnet_cli.features import format as format_module
 from tvnet_cli.features import store as module
 from tvnet_cli.features.format import Failure, read_contents
 from tvnet_cli.features.merge import merge_features
 from tvnet_cli.features.store import FeatureStore, read_ids
+from tvnet_cli.features.verify import repair_features, verify_features
 from tvnet_cli.locks import MARKER
 
 
@@ -587,3 +588,104 @@ def test_threads_may_add_at_once(tmp_path, monkeypatch):
         for thread in threads:
             thread.join()
     assert_same_content(tmp_path / "f.h5", write_numbered(tmp_path / "g.h5", 40))
+
+
+NEWER = {**RECIPE, "software": {"torch": "3"}}
+
+
+def makers(path: Path) -> dict[str, str]:
+    """The torch that made the row of each video."""
+    with h5py.File(path) as file:
+        records = json.loads(file.attrs["software"])
+        assert json.loads(file.attrs["recipe"])["software"] == records[0]
+        ids = file["video_id"].asstr()[:].tolist()
+        return {name: records[number]["torch"] for name, number in zip(ids, file["written_by"][:], strict=True)}
+
+
+def test_rows_keep_the_software_that_made_them(tmp_path):
+    write(tmp_path / "f.h5", "a", "c")
+    write(tmp_path / "f.h5", "b", recipe=NEWER)
+    assert makers(tmp_path / "f.h5") == {"a": "2.6", "b": "3", "c": "2.6"}
+    write(tmp_path / "f.h5", "d")
+    merged = merge_features([write(tmp_path / "g.h5", "e", recipe=NEWER), tmp_path / "f.h5"], tmp_path / "all.h5")
+    assert merged.software == ({"torch": "3"}, {"torch": "2.6"})
+    assert makers(tmp_path / "all.h5") == {"a": "2.6", "b": "3", "c": "2.6", "d": "2.6", "e": "3"}
+    for name in "abe":
+        damage(tmp_path / "all.h5", "padded", "abcde".index(name))
+    repair_features(tmp_path / "all.h5")
+    assert makers(tmp_path / "all.h5") == {"c": "2.6", "d": "2.6"}
+
+
+def test_a_file_of_version_1_is_gone_on_with_and_left_alone_if_nothing_is_new(tmp_path):
+    path = as_version_1(write(tmp_path / "f.h5", "a", "c", failing=("d",)))
+    before, old = path.stat(), feature_files.content(path)
+    write(path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    layers = {f"flow/inception_5{one}_output": np.full((1024, 1, 1), 1 / 32, np.float32) for one in "ab"}
+    with FeatureStore(path, NEWER) as store:
+        store.add("b", {**row(1), **layers})
+    assert makers(path) == {"a": "2.6", "b": "3", "c": "2.6"}
+    new = feature_files.content(path)
+    for name in old.keys() - {"checksum"}:
+        rows = slice(None) if name.startswith("failures/") else [0, 2]
+        assert np.array_equal(new[name][rows], old[name], equal_nan=old[name].dtype.kind == "f"), name
+    assert new["notes"].tolist() == [b""] * 3
+    assert verify_features(path).good
+
+
+def test_notes_of_a_row_are_kept(tmp_path):
+    with FeatureStore(tmp_path / "f.h5", RECIPE) as store:
+        store.add("a", {**row(1), "notes": "ä; b"})
+        store.add("b", row(2))
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["notes"].asstr()[:].tolist() == ["ä; b", ""]
+        file_lines = file["notes"].attrs["description"]
+    assert "'; '" in file_lines
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["notes"][0] = "ö; b"
+    assert verify_features(tmp_path / "f.h5").wrong_rows == {"a": "differs from its checksum"}
+
+
+def test_what_users_add_follows_its_videos(tmp_path):
+    path = write(tmp_path / "f.h5", "b", "d")
+    added = {
+        "labels": np.array([1, 2]),
+        "mine/scores": np.array([[0.5], [0.25]]),
+        "mine/good": np.array([True, True]),
+        "mine/kind": np.array([b"x", b"yz"]),
+        "mine/classes": np.array([5, 6, 7], np.uint8),
+    }
+    with h5py.File(path, "r+") as file:
+        for name, values in added.items():
+            file[name] = values
+        file.create_dataset("words", data=["é", "two"], dtype=h5py.string_dtype())
+        file.attrs["mine"], file["mine"].attrs["by"] = "note", [1, 2]
+        file["flow/global_pool"].attrs["seen"] = True
+    write(path, "a", "c")
+    found = feature_files.content(path)
+    assert found["labels"].tolist() == [-1, 1, -1, 2]
+    assert np.array_equal(found["mine/scores"][:, 0], [np.nan, 0.5, np.nan, 0.25], equal_nan=True)
+    assert found["mine/good"].tolist() == [False, True, False, True]
+    assert found["mine/kind"].tolist() == [b"", b"x", b"", b"yz"]
+    assert found["mine/classes"].tolist() == [5, 6, 7]
+    assert found["words"].tolist() == [b"", "é".encode(), b"", b"two"]
+    with h5py.File(path) as file:
+        assert (file.attrs["mine"], file["mine"].attrs["by"].tolist()) == ("note", [1, 2])
+        assert file["flow/global_pool"].attrs["seen"]
+    assert verify_features(path).good
+
+
+def test_what_users_add_and_cannot_be_copied_is_named_before_anything_is_written(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("lists", (1,), h5py.vlen_dtype(np.int64))
+    before = path.stat().st_ino
+    with pytest.raises(FeatureFileError, match="lists holds references or lists"):
+        write(path, "b")
+    assert path.stat().st_ino == before
+    with h5py.File(path, "r+") as file:
+        del file["lists"]
+        file.create_dataset("lists", (1, 10**9), np.uint8, chunks=(1, 2**20), compression="gzip")
+    with pytest.raises(RefusedFileError, match="lists declares 1000000000 bytes"):
+        write(path)
+    assert "b" in read_ids(write(tmp_path / "g.h5", "b"))[0]

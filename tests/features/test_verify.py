@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -9,8 +12,10 @@ from click.testing import CliRunner, Result
 from feature_files import RECIPE, as_version_1, assert_same_content, damage, row, write
 
 from tvnet_cli.cli import main
+from tvnet_cli.errors import DamagedError, FeatureFileError
 from tvnet_cli.features import format as format_module
 from tvnet_cli.features import store
+from tvnet_cli.features import verify as verify_module
 from tvnet_cli.features.format import read_contents, write_row
 from tvnet_cli.features.store import FeatureStore
 from tvnet_cli.features.verify import repair_features, verify_features
@@ -228,3 +233,135 @@ def test_names_steer_no_terminal(tmp_path):
     lines = tvnet("verify", path).stdout.splitlines()
     assert len(lines) == 3
     assert r"\x1b[31mred: differs" in lines[0]
+
+
+def changed_json(file: h5py.File, name: str, change: Callable[[Any], None]) -> None:
+    value = json.loads(file.attrs[name])
+    change(value)
+    file.attrs[name] = json.dumps(value)
+
+
+def rename_a_failure(file: h5py.File) -> None:
+    file["failures/video_id"][0] = "other"
+
+
+def without_checksum(file: h5py.File) -> None:
+    del file["checksum"]
+    file["num_frames"][0] = 7
+
+
+def as_text(file: h5py.File) -> None:
+    del file["flow/global_pool"]
+    file["flow/global_pool"] = np.array([b"a"] * 2)
+
+
+CHANGES: dict[str, Callable[[h5py.File], None]] = {
+    "recipe": lambda file: changed_json(file, "recipe", lambda it: it["weights"]["flow"].update(sha256="2")),
+    "failures": rename_a_failure,
+    "without checksum": without_checksum,
+    "without flow": lambda file: file.pop("flow"),
+    "without a layer": lambda file: file.pop("flow/inception_4e_output"),
+    "without notes": lambda file: file.pop("notes"),
+    "without failures": lambda file: file.pop("failures"),
+    "list of datasets": lambda file: changed_json(file, "datasets", lambda it: it.pop("num_frames")),
+    "root checksums": lambda file: file.attrs.pop("checksums"),
+    "older version": lambda file: file.attrs.modify("format_version", 1),
+    "text": as_text,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_by_hand_is_found_and_its_rows_are_not_called_done(tmp_path, name):
+    path = write(tmp_path / "f.h5", "a", "b", failing=("c",))
+    with h5py.File(path, "r+") as file:
+        CHANGES[name](file)
+    found = verify_features(path)
+    assert not found.good
+    assert found.problems
+    with pytest.raises(DamagedError, match="verify --repair"):
+        write(path)
+    assert tvnet("verify", path, "--repair").exit_code == 0
+    assert (tmp_path / "f.h5.damaged").exists()
+    write(path, *"ab", failing=("c",))
+    assert_same_content(path, write(tmp_path / "g.h5", "a", "b", failing=("c",)))
+    assert verify_features(path).good
+
+
+@pytest.mark.parametrize("name", ["flow/inception_5a_output", "flow", "checksum"])
+def test_files_of_version_1_have_the_datasets_that_their_programs_wrote(tmp_path, name):
+    path = as_version_1(write(tmp_path / "f.h5", "a"))
+    assert verify_features(path).good
+    with h5py.File(path, "r+") as file:
+        del file[name]
+    assert f"missing: {name}" in " ".join(verify_features(path).problems)
+    with pytest.raises(DamagedError, match="missing"):
+        write(path)
+
+
+def test_changed_software_is_found_and_does_not_stop_a_run(tmp_path):
+    path = write(tmp_path / "f.h5", "a")
+    with h5py.File(path, "r+") as file:
+        changed_json(file, "recipe", lambda it: it["software"].update(torch="1"))
+    assert verify_features(path).problems == ("the list of software differs from its checksum",)
+    notes: list[str] = []
+    write(path, "b", note=notes.append)
+    assert len(notes) == 1
+    assert "the list of software differs from its checksum" in notes[0]
+    assert verify_features(path).good
+
+
+def test_what_users_add_is_no_damage_and_survives_a_repair(tmp_path):
+    path = write(tmp_path / "f.h5", "a", "b", "c")
+    with h5py.File(path, "r+") as file:
+        file["labels"], file["names"] = [10, 11, 12], ["x", "y"]
+        file.attrs["mine"], file["labels"].attrs["by"] = "note", "me"
+    assert verify_features(path).good
+    damage(path, "num_frames", 1)
+    assert list(verify_features(path).wrong_rows) == ["b"]
+    repair_features(path)
+    with h5py.File(path) as file:
+        assert file["labels"][:].tolist() == [10, 12]
+        assert file["names"].asstr()[:].tolist() == ["x", "y"]
+        assert (file.attrs["mine"], file["labels"].attrs["by"]) == ("note", "me")
+    assert verify_features(path).good
+
+
+def test_an_interrupted_repair_loses_nothing_even_if_its_copy_is_damaged(tmp_path):
+    path, parts = write(tmp_path / "f.h5", "a", "b"), tmp_path / "f.h5.parts"
+    damage(path, "num_frames", 0)
+    parts.mkdir()
+    path.rename(tmp_path / "f.h5.damaged")  # so far an older program came, and its copy was damaged too
+    copy = write(parts / "repaired.h5", "b", "c")
+    damage(copy, "num_frames", 0)
+    result = tvnet("verify", path, "--repair")
+    assert result.exit_code == 0
+    assert verify_features(path).good
+    assert list(read_contents(copy).rows) == ["c"]
+    assert list(read_contents(parts / "repaired.h5.damaged").rows) == ["b", "c"]
+    assert (tmp_path / "f.h5.damaged").exists()
+
+
+def test_a_repair_that_is_interrupted_or_goes_wrong_leaves_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "f.h5", "a", "b")
+    damage(path, "num_frames", 0)
+    before = path.read_bytes()
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def damaging(output: Path, *arguments: object) -> None:
+        damage(write(output, "b"), "num_frames", 0)
+
+    for name, replacement, error in (
+        ("_keep_as", interrupted, KeyboardInterrupt),
+        ("join", damaging, FeatureFileError),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(verify_module, name, replacement)
+            with pytest.raises(error):
+                repair_features(path)
+        assert path.read_bytes() == before
+        assert not (tmp_path / "f.h5.damaged").exists()
+    assert list(read_contents(path).rows) == ["a", "b"]
+    repair_features(path)
+    assert verify_features(path).good

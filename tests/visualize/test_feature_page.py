@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser, chromium, needs_chromium
 from click.testing import CliRunner, Result
+from feature_files import damage
 from films import write_film
 from pair_files import class_features, write_features
 from PIL import Image
@@ -502,3 +503,15 @@ def test_a_page_of_others_is_replaced_on_request_alone(features, tmp_path):
     for more in (["--overwrite"], []):
         assert visualize_features(features, "-o", page, *more).exit_code == 0
     assert "my homepage" not in page.read_text()
+
+
+def test_a_damaged_row_is_one_line_with_the_file_and_the_video(tmp_path):
+    with FeatureStore(tmp_path / "f.h5", {}) as store:
+        for video, values in zip(VIDEOS, LAYERS["flow/global_pool"], strict=True):
+            store.add(video, {"flow/global_pool": values})
+    damage(tmp_path / "f.h5", "flow/global_pool", 3)
+    result = visualize_features(tmp_path / "f.h5", "-o", tmp_path / "p.html", "-q")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path / 'f.h5'} is damaged (the row of {VIDEOS[3]} differs from its")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "p.html").exists()

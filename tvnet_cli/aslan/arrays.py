@@ -117,9 +117,7 @@ def require_room(folder: Path, path: Path, size: int) -> None:
     FeatureFileError, DiskFullError
     """
     if size > MOST_UNPACKED_BYTES:
-        raise FeatureFileError(
-            f"{path} is too large: {size} bytes are to be laid out, at most {MOST_UNPACKED_BYTES} may"
-        )
+        raise FeatureFileError(f"{path} is too large: {size} bytes when unpacked, at most {MOST_UNPACKED_BYTES}")
     free = shutil.disk_usage(folder).free
     if size > free:
         raise DiskFullError(
