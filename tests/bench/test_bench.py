@@ -317,8 +317,8 @@ def test_quiet_leaves_only_the_table():
         (["--json", "b.txt"], 2, "should end in .json"),
         (["--json", "nowhere/b.json"], 2, "no such folder"),
         (["-o", "{tmp}/folder.svg"], 2, "it is a folder"),
-        (["-o", "{tmp}/mine.svg"], 2, "mine.svg exists, and tvnet did not make it"),
-        (["--json", "{tmp}/mine.json"], 2, "mine.json exists, and tvnet did not make it"),
+        (["-o", "{tmp}/mine.svg"], 2, "mine.svg exists, and nothing in it says that tvnet made it"),
+        (["--json", "{tmp}/mine.json"], 2, "mine.json exists, and nothing in it says that tvnet made it"),
         (["--pairs", "{tmp}"], 1, "no folder in"),
     ],
 )

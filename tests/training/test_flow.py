@@ -231,7 +231,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch):
         ("--validate {tmp}/empty", 1, "no known flow in"),
         ("--device cuda:77", 1, "cuda:77 was asked for"),
         ("{tmp}/empty -o {tmp}/empty", 2, "empty is a folder of pairs or videos: choose another -o"),
-        ("-o {tmp}/mine", 2, "flow.png exists, and tvnet did not make it"),
+        ("-o {tmp}/mine", 2, "flow.png exists, and nothing in it says that tvnet made it"),
         ("-o {tmp}/mine/flow.png", 2, "flow.png is no folder"),
     ],
 )

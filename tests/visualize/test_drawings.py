@@ -134,7 +134,7 @@ def test_files_of_others_are_replaced_on_request_alone(layer, tmp_path):
     for name in ("fc_walk.mp4", "b.png"):
         (tmp_path / name).write_bytes(b"mine")
         output = tmp_path if name == "fc_walk.mp4" else tmp_path / name
-        with pytest.raises(OutputError, match=rf"{name} exists, and tvnet did not make it"):
+        with pytest.raises(OutputError, match=rf"{name} exists, and nothing in it says that tvnet made it"):
             check_outputs([output], layer, [0])
         check_outputs([output], layer, [0], overwrite=True)
 
