@@ -136,7 +136,10 @@ def test_another_modification_time_alone_is_noted_and_the_row_is_kept(films, run
 def test_rows_of_an_older_version_are_kept_with_one_note(films, run, tmp_path):
     run()
     with h5py.File(tmp_path / "f.h5", "r+") as file:
-        for name in ("source_bytes", "source_mtime_ns", "source_hash", "checksum"):
+        for name in ("software", "datasets", "checksums"):
+            del file.attrs[name]
+        file.attrs["format_version"] = 1
+        for name in ("source_bytes", "source_mtime_ns", "source_hash", "notes", "written_by", "checksum", "failures"):
             del file[name]
     write_film(films / "a.mp4", 33)
     write_film(films / "c.mp4", 12)
