@@ -323,7 +323,7 @@ def test_without_weights_the_command_says_what_to_do(films, tmp_path, monkeypatc
         (["{films}", "-o", ""], 2, "an empty path"),
         ([""], 2, "an empty path"),
         (["{films}", "-o", "{films}/a.mp4", "--overwrite"], 1, "not a readable feature file"),
-        (["{films}", "--log-file", "{films}/a.mp4"], 2, "a.mp4 is there, and no log of JSON lines"),
+        (["{films}", "--log-file", "{films}/a.mp4"], 2, "a.mp4 is there, and no log of tvnet"),
     ],
 )
 @pytest.mark.usefixtures("two_clips")

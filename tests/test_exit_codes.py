@@ -152,7 +152,7 @@ INTERRUPTED = {
     "features {tmp}/film.mp4 --weights untrained -o {tmp}/f.h5": "tvnet_cli.features.extract.extract_features",
     "flow {tmp}/a.png {tmp}/b.png -o {tmp}/ab.flo": "tvnet_cli.flow.compute.write_flow",
     "aslan-eval {tmp}/f.h5 --pairs {tmp}/p.csv": "tvnet_cli.aslan.pairs.read_pairs",
-    "train actions {tmp} -o {tmp}/out": "tvnet_cli.training.datasets.read_dataset",
+    "train actions {tmp}/classes -o {tmp}/out": "tvnet_cli.training.datasets.read_dataset",
     "train flow -o {tmp}/out": "tvnet_cli.training.flow.train_flow",
     "train motion -o {tmp}/out": "tvnet_cli.training.pretrain.train_motion",
     "weights import {tmp}/film.mp4 --name mine": "tvnet_cli.network.convert.import_weights",
