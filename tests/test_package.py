@@ -26,7 +26,7 @@ FLOORS = [
     {"network"},
     {"flow"},
     {"video"},
-    {"recipe", "device", "interrupt", "log", "writing", "terminal", "console"},
+    {"recipe", "device", "interrupt", "log", "writing", "terminal", "console", "hdf5", "locks", "reading"},
     {"options", "errors", "url"},
 ]
 
