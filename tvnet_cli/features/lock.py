@@ -99,7 +99,7 @@ def _is_of_an_older_version(folder: Path) -> bool:
     paths = sorted(folder.iterdir())
     if locks.read_holder(folder) or paths == [folder / OVERWRITES]:
         return True
-    return any(_is_part(path) for path in paths if NUMBERED.fullmatch(path.name))
+    return any(_is_part(path) for path in paths if PART.fullmatch(path.name))
 
 
 def _is_part(path: Path) -> bool:
