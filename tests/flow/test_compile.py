@@ -67,6 +67,7 @@ def test_the_preset_tv_l1_is_compiled_for_inference():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor, about parts of torch itself
 def test_a_network_compiled_with_inductor_has_the_same_flow():
     torch.compiler.reset()
     net = TVNet(num_iterations=5)
