@@ -326,6 +326,12 @@ def _(first: Tensor, second: Tensor, u: Tensor, *arguments: Any) -> tuple[Tensor
     return u.new_empty(u.shape), u.new_empty(dual), u.new_empty(dual)
 
 
+def _with_gaps(fields: list[Tensor], given: list[bool]) -> list[Tensor | None]:
+    """Return the fields of a warp in the order of its arguments, None for those that are not given."""
+    rest = iter(fields)
+    return [next(rest) if there else None for there in given]
+
+
 @torch.library.custom_op("tvnet::solve_warp_back", mutates_args=(), device_types="cpu")
 def _solve_warp_back_operator(
     gradients: list[Tensor],
@@ -338,8 +344,7 @@ def _solve_warp_back_operator(
     needed: list[bool],
 ) -> list[Tensor]:
     """Return the gradients that are needed, in the order of the arguments; ``given`` says which fields there are."""
-    rest = iter(fields)
-    arguments = [*(next(rest) if there else None for there in given), *numbers, sampler, ignore_outside, last]
+    arguments = [*_with_gaps(fields, given), *numbers, sampler, ignore_outside, last]
     return [found for found in _solve_back(gradients, arguments, needed) if found is not None]
 
 
@@ -354,8 +359,7 @@ def _(
     last: bool,
     needed: list[bool],
 ) -> list[Tensor]:
-    rest = iter(fields)
-    arguments = [*(next(rest) if there else None for there in given), *numbers]
+    arguments = [*_with_gaps(fields, given), *numbers]
     wanted = [argument for argument, one in zip(arguments, needed, strict=True) if one and argument is not None]
     return [torch.empty_like(argument, memory_format=torch.contiguous_format) for argument in wanted]
 
