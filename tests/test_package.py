@@ -46,6 +46,14 @@ def test_imports_go_down_only():
     assert checked >= 25
 
 
+def test_systems_without_locks_and_limits_of_unix_can_import_the_program():
+    modules = "cli device hdf5 locks network.fetch network.pickles commands.features features.store flow.store "
+    modules += "video.reader"
+    code = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+    code += "\n".join(f"import tvnet_cli.{name}" for name in modules.split())
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_the_mathematics_knows_no_disk_and_no_command_line():
     names = (
         "flow/operators.py flow/kernels_cpu.py flow/solver_cuda.py flow/tvnet.py flow/accuracy.py "

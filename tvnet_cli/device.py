@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +11,11 @@ from pathlib import Path
 import torch
 
 from tvnet_cli.errors import DeviceError
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 
 def choose_device(name: str) -> torch.device:
@@ -89,6 +93,8 @@ def true_float32() -> AbstractContextManager[None]:
 
 def address_space_left() -> float:
     """Bytes that the system lets this process take beyond what it has (``ulimit -v``); inf without a limit."""
+    if resource is None:
+        return math.inf
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     try:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

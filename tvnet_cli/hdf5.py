@@ -8,7 +8,6 @@ so that a file that another program is writing is not read half-written.
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import math
 import os
@@ -24,6 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvnet_cli.errors import FileAccessError, RefusedFileError, TVNetError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FIRST_PLACE = 512  # of the signature, if it is not at the beginning; then twice as far, and so on
@@ -228,8 +232,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _open(path: Path) -> _RawFile:
+    at_once = getattr(os, "O_NONBLOCK", 0)  # a pipe is opened without waiting
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is opened without waiting
+        number = os.open(path, os.O_RDONLY | at_once | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -241,6 +246,8 @@ def _open(path: Path) -> _RawFile:
 
 
 def _require_unlocked(path: Path, raw: _RawFile) -> None:
+    if fcntl is None:
+        return
     try:
         fcntl.flock(raw.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:

@@ -51,7 +51,7 @@ class EventLog:
             try:
                 _require_log(path)
                 # A pipe that nobody reads is an error here, and is not waited for.
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
                 os.set_blocking(self._file, True)
             except OSError as error:
                 raise OutputError(f"cannot write the log file {path}: {error.strerror}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import resource
 import select
 import sys
 import traceback
@@ -19,6 +18,11 @@ from tvnet_cli.errors import OutputError, TVNetError, lacks_memory, printable
 from tvnet_cli.log import EventLog
 from tvnet_cli.options import DecodeLimits
 from tvnet_cli.writing import require_replaceable, saying
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 FAILED, INTERRUPTED = 1, 130
@@ -66,6 +70,8 @@ def with_clear_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 def _require_memory() -> None:
     """That the system lets this process have what its libraries take (``ulimit -v``)."""
+    if resource is None:
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
         raise MemoryError(f"it may have {limit >> 20} MiB, and needs at least {LEAST_MEMORY >> 20}")

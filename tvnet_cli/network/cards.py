@@ -208,7 +208,7 @@ def read_whole(path: Path, most: int) -> bytes:
 
 def _content(path: Path, most: int) -> bytes:
     # Without waiting for the other end, should a pipe have taken the place of the file meanwhile.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no file", str(path))

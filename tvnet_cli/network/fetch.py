@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http
 import http.client
@@ -21,6 +20,11 @@ from tvnet_cli.errors import WeightsError
 from tvnet_cli.network.cards import MAX_WEIGHT_BYTES, cache_folder, suggestion
 from tvnet_cli.network.registry import PUBLISHED, PublishedWeights
 from tvnet_cli.writing import NO_LOCKS_HERE, writing
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # at one address, as long as each brings something
@@ -147,7 +151,8 @@ def _locked(part: Path) -> FileIO | None:
     while True:
         file = part.open("a+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return None

@@ -13,7 +13,6 @@ import math
 import os
 import pickle
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +29,11 @@ from torch import Tensor, nn
 
 from tvnet_cli.device import address_space_left
 from tvnet_cli.errors import WeightsError, lacks_memory
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 SECONDS = 30  # for a file; 2 GiB take 5
 MEMORY_TIMES, MEMORY_MORE = 6, 1 << 30  # bytes for a byte of the file (the file, its storages, copies), and beyond
@@ -151,6 +155,8 @@ def main() -> None:
 
 def _limit_itself(size: int) -> None:
     """The limits hold also where the process that asked is no more. Memory is limited where there is ``/proc``."""
+    if resource is None:
+        return
     _limit(resource.RLIMIT_CPU, int(time.process_time()) + 2 * SECONDS)
     with suppress(OSError):
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
